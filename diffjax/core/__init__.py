@@ -1,0 +1,1 @@
+"""The mathematics of diffusion and flow models: pure functions over jax and numpy arrays."""
