@@ -1,0 +1,1 @@
+"""The TFDS dataset `digits`, embedded: its images come inside scikit-learn."""

@@ -1,0 +1,159 @@
+"""Opening a prepared dataset: `open_source(name, split) -> Source`, random access to examples as NumPy arrays.
+
+Any TFDS dataset with a feature `image` (and, if it has one, a class feature `label`) is an image source; one with the
+features `mean` and `std` is a source of latents. Files are read as array_record through TFDS's `as_data_source`,
+without TensorFlow and without the network.
+"""
+
+import functools
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffjax.data.preparation import (
+    EMBEDDED,
+    DatasetNotPrepared,
+    base_name,
+    explain_missing,
+    prepare_quietly,
+    resolve_data_dir,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """One split of a dataset, with the facts that a model needs.
+
+    `source[i]` is a dict of NumPy arrays: `image` uint8 `[H, W, C]` for kind 'image', `mean` and `std` float
+    `[H, W, C]` for kind 'latent', and `label`, an int32 scalar, where the dataset has one (`num_classes` > 0).
+    """
+
+    name: str
+    split: str
+    kind: str  # 'image' or 'latent'
+    image_shape: tuple[int, int, int]  # [H, W, C]; of the latents for kind 'latent'
+    num_classes: int  # 0: no labels
+    num_bytes: int  # of all examples, decoded
+    records: Sequence[dict[str, Any]]
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._example(self.records[index])
+
+    def _example(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        if self.kind == 'image':
+            example = {'image': _decode(record['image'], self.image_shape)}
+        else:
+            example = {'mean': record['mean'], 'std': record['std']}
+        if self.num_classes:
+            example['label'] = np.asarray(record['label'], np.int32)
+        return example
+
+    def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The examples at the given indices, at least one, read from disk and stacked: a dict of arrays `[n, ...]`."""
+        examples = [self._example(record) for record in self.records.__getitems__([int(i) for i in indices])]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every example, in the order on disk, decoded once and then kept in memory: read-only arrays `[N, ...]`."""
+        arrays = self.read(range(len(self)))
+        for array in arrays.values():
+            array.flags.writeable = False
+        return arrays
+
+
+def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """PNG or JPEG bytes -> uint8 `[H, W, C]`. By Pillow always: TFDS's decoder changes with what is installed."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(encoded)).convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[shape[-1]])
+    return np.asarray(image).reshape(shape)
+
+
+def _find_builder(name: str, data_dir: str | os.PathLike | None):
+    """The builder of a dataset on disk, embedded ones prepared on first use. It reads; it cannot generate."""
+    import tensorflow_datasets as tfds
+
+    base, root = base_name(name), resolve_data_dir(data_dir)
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError):
+        pass
+    if name in EMBEDDED:
+        return tfds.builder_from_directory(prepare_quietly(name, root))
+    missing = explain_missing(name, data_dir)
+    configs = sorted(path.parent.parent.name for path in root.glob(f'{base}/*/*/dataset_info.json'))
+    if configs:
+        raise ValueError(f'{name!r} has configurations in {root}: ask for {base}/ and one of {configs}.')
+    raise missing
+
+
+def _facts(name: str, features: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind, image shape, number of classes and decoded bytes per example. Raises ValueError for other datasets."""
+    if 'image' in features:
+        kind, names = 'image', ('image',)
+    elif 'mean' in features and 'std' in features:
+        kind, names = 'latent', ('mean', 'std')
+    else:
+        raise ValueError(f'{name!r} is no image dataset: its features are {sorted(features)}, none called image.')
+    shape = features[names[0]].shape
+    if len(shape) != 3 or None in shape or (kind == 'image' and shape[-1] not in (1, 3, 4)):
+        raise ValueError(f'{name!r} has images of shape {shape}; batches need one fixed [H, W, C], C = 1, 3 or 4.')
+    dtype = np.dtype(features[names[0]].np_dtype)
+    if kind == 'image' and dtype != np.uint8:
+        raise ValueError(f'{name!r} has images of type {dtype}, expected uint8.')
+    return {
+        'kind': kind,
+        'image_shape': tuple(shape),
+        'num_classes': getattr(features.get('label'), 'num_classes', None) or 0,
+        'num_bytes': len(names) * math.prod(shape) * dtype.itemsize,
+    }
+
+
+def list_splits(name: str, *, data_dir: str | os.PathLike | None = None) -> dict[str, int]:
+    """The splits of a dataset and their numbers of examples. Raises what `open_source` raises."""
+    splits = _find_builder(name, data_dir).info.splits
+    return {split: info.num_examples for split, info in splits.items()}
+
+
+def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
+    """Open a split of a dataset that is on disk.
+
+    The embedded ones (`digits`) are written on their first use, which takes seconds and no network.
+
+    Args:
+      name: `digits`, `imagenet256_latents`, or any prepared TFDS image dataset, `name[/config][:version]`.
+      split: a split's name, or a slice of it as in TFDS: `train[:90%]`.
+      data_dir: where datasets live; TFDS's default directory for None.
+
+    Raises `DatasetNotPrepared` with the way to prepare it, `UnknownDataset` for a name that nobody knows, and
+    ValueError for a split that does not exist or a dataset without images of one size.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _find_builder(name, data_dir)
+    if split.isidentifier() and split not in builder.info.splits:
+        raise ValueError(f'{name!r} has no split {split!r}; its splits are {sorted(builder.info.splits)}.')
+    facts = _facts(name, dict(builder.info.features.items()))
+    decoders = {'image': tfds.decode.SkipDecoding()} if facts['kind'] == 'image' else None
+    try:
+        records = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError as error:
+        raise DatasetNotPrepared(
+            f'The dataset {name!r} in {builder.data_dir} is not array_record: remove it, or give another data_dir, '
+            f'and run: python -m diffjax.data prepare {name}'
+        ) from error
+    facts['num_bytes'] *= len(records)
+    return Source(name=name, split=split, records=records, **facts)

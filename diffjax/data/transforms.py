@@ -1,0 +1,48 @@
+"""What happens to a batch on the device: bytes to [-1, 1], random flips, draws from latent posteriors.
+
+x0 = byte / 127.5 - 1                           (1)  images
+x0 = scale * (mean + std * eps), eps ~ N(0, I)  (2)  latents; Rombach et al. 2022, appendix G
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+STABLE_DIFFUSION_SCALE = 0.18215
+
+
+def _example_keys(key: jax.Array, num_examples: int) -> jax.Array:
+    """A key for each example that depends on its index alone, so that batch size and sharding change no draw."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
+
+
+def prepare(
+    batch: Mapping[str, jax.Array], key: jax.Array, *, flip: bool, scale: float = STABLE_DIFFUSION_SCALE
+) -> dict[str, jax.Array]:
+    """A batch as delivered -> `x0` float32 `[B, H, W, C]` and `label` int32 `[B]`, zeros where there are no labels.
+
+    Args:
+      batch: `image` uint8 `[B, H, W, C]`, by (1), or `mean` and `std` `[B, H, W, C]`, by (2); and perhaps `label`.
+      key: of the flips and of the latents' draws; with images and flip=False nothing is drawn.
+      flip: mirror each example left to right with probability 1/2. A mirrored latent only approximates the latent of
+        the mirrored image: for exactness write both into the dataset.
+      scale: of latents. The default brings Stable Diffusion's to unit variance.
+    """
+    flip_key, noise_key = jax.random.split(key)
+    if 'image' in batch:
+        x0 = batch['image'].astype(jnp.float32) / 127.5 - 1
+    else:
+        mean, std = batch['mean'].astype(jnp.float32), batch['std'].astype(jnp.float32)
+        keys = _example_keys(noise_key, len(mean))
+        x0 = scale * (mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys))
+    if flip:
+        flipped = jax.vmap(jax.random.bernoulli)(_example_keys(flip_key, len(x0)))
+        x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
+    label = batch['label'].astype(jnp.int32) if 'label' in batch else jnp.zeros(len(x0), jnp.int32)
+    return {'x0': x0, 'label': label}
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """[-1, 1] -> bytes, rounded and clipped: the inverse of (1), exact on images."""
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
