@@ -42,8 +42,9 @@ def floor_log(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), through tanh: neither end overflows."""
-    return 0.5 * (1 + namespace(x).tanh(0.5 * x))
+    """1 / (1 + exp(-x)), through its logarithm: neither end overflows or loses digits."""
+    xp = namespace(x)
+    return xp.exp(-xp.logaddexp(0.0, -x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +249,7 @@ class Discrete(Schedule):
         xp = namespace(t)
         index = self.num_timesteps * t - 1
         inner = xp.interp(index, np.arange(self.num_timesteps), self._table)
-        return xp.where(index < 0, self._table[0] - 2 * log(xp.maximum(index + 1, 0.0)), inner)
+        return xp.where(index < 0, self._table[0] - 2 * log(self.num_timesteps * t), inner)
 
     def _logsnr_prime(self, t):
         xp = namespace(t)
@@ -267,7 +268,9 @@ class Discrete(Schedule):
         return 0.5 * self.alpha(t) * self.sigma(t) ** 2 * self._logsnr_prime(t)
 
     def sigma_prime(self, t):
-        return -0.5 * self.sigma(t) * self.alpha(t) ** 2 * self._logsnr_prime(t)
+        first = self.num_timesteps * np.exp(-0.5 * self._table[0]) * self.alpha(t) ** 3  # not 0 * inf at t = 0
+        inner = -0.5 * self.sigma(t) * self.alpha(t) ** 2 * self._logsnr_prime(t)
+        return namespace(t).where(self.num_timesteps * t < 1, first, inner)
 
     def t_of_logsnr(self, logsnr):
         xp = namespace(logsnr)

@@ -97,13 +97,16 @@ class LogNormalSigma(Times):
 
 @dataclass(frozen=True, kw_only=True)
 class UniformLogSNR(Times):
-    """logsnr uniform in [low, high] (Kingma & Gao 2023, section 2)."""
+    """logsnr uniform in [low, high] (Kingma & Gao 2023, section 2), or from the lowest that the schedule reaches."""
 
     low: float = -10.0
     high: float = 10.0
 
+    def _width(self, schedule):
+        return self.high - max(self.low, float(schedule.logsnr(np.float64(1.0))))
+
     def sample(self, schedule, u):
-        return schedule.t_of_logsnr(self.high - (self.high - self.low) * u)
+        return schedule.t_of_logsnr(self.high - self._width(schedule) * u)
 
     def log_density(self, schedule, t):
-        return jnp.full_like(t, -np.log(self.high - self.low))
+        return jnp.full_like(t, -np.log(self._width(schedule)))

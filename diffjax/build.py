@@ -1,0 +1,278 @@
+"""From a config, which is plain data, to objects. The only file that reads component names.
+
+A component is written `'name'`, `'name:option=value,option=value'`, or `dict(name='name', option=value)`, and names an
+entry of a module's `__all__`; capitals and underscores do not matter. Whatever does not fit raises `ConfigError`, with
+the choices there are, before anything is compiled or written.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from diffjax import nets
+from diffjax.core import grids, parameterizations, schedules, solvers, times, weights
+from diffjax.core.guidance import Guidance
+from diffjax.core.losses import Loss
+from diffjax.core.sampling import check_plan
+from diffjax.core.solvers import Plan
+from diffjax.data import Source, open_source, prepare
+from diffjax.tasks import Denoising
+from diffjax.training import optimizers
+from diffjax.training.loop import Settings, Trainer
+from diffjax.training.sharding import make_mesh
+
+BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be built; the message names the value and what would be right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """The `dataset` section."""
+
+    name: str
+    split: str = 'train'
+    test_split: str = 'test'
+    data_dir: str = ''  # '': TFDS's default
+    flip: bool = False
+    latent_scale: float = 0.18215
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """The `sampler` section."""
+
+    solver: Any
+    grid: Any = 'uniform'
+    num_steps: int = 50
+    guidance: float = 1.0
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
+    negative_label: int = -1  # -1: the null condition is the baseline
+    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """The `evaluation` section."""
+
+    num_samples: int
+    classifier: str = 'none'  # 'svc': scikit-learn's support vector machine on pixels
+    noise_levels: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A config as objects. The mesh and the optimiser are made on demand: a config can be checked without them."""
+
+    seed: int
+    dataset: DatasetSettings
+    source: Source
+    task: Denoising
+    sampler: SamplerSettings
+    evaluation: EvaluationSettings
+    training: Settings
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.source.image_shape
+
+    def trainer(self) -> Trainer:
+        def prepared(batch, key):
+            return prepare(batch, key, flip=self.dataset.flip, scale=self.dataset.latent_scale)
+
+        return Trainer(
+            task=self.task,
+            optimizer=self.optimizer,
+            settings=self.training,
+            prepare=prepared,
+            mesh=self.mesh,
+            seed=self.seed,
+        )
+
+    def plan(self, settings: SamplerSettings | None = None) -> Plan:
+        return build_plan(settings or self.sampler, self.task)
+
+    def guidance(self, settings: SamplerSettings | None = None) -> Guidance | None:
+        """None where the scale is 1: no second branch is evaluated then."""
+        s = settings or self.sampler
+        if s.guidance == 1:
+            return None
+        if not self.task.num_classes:
+            raise ConfigError(f'sampler.guidance = {s.guidance:g} needs labels, and this dataset has none')
+        return Guidance(np.float32(s.guidance), np.float32(s.guidance_low), np.float32(s.guidance_high))
+
+
+SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'sampler', 'evaluation')
+KEYS = ('seed', 'schedule', 'target', 'times', 'weight', 'learned_variance', 'label_drop')
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Everything that a config describes, checked.
+
+    Raises ConfigError or another ValueError with one line that names what was given and the valid choices.
+    """
+    config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+    _check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
+    dataset = section(DatasetSettings, config, 'dataset')
+    training = section(Settings, config, 'training')
+    evaluation = section(EvaluationSettings, config, 'evaluation')
+    sampler = section(SamplerSettings, config, 'sampler')
+    if evaluation.classifier not in ('none', 'svc'):
+        raise ConfigError(f"evaluation.classifier is 'none' or 'svc', got {evaluation.classifier!r}")
+    if sampler.params not in ('', 'raw', *training.ema):
+        raise ConfigError(f"sampler.params is 'raw' or one of {', '.join(training.ema)}; got {sampler.params!r}")
+    mesh = section(make_mesh, config, 'mesh')
+    optimizer = component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)()
+    objective = build_loss(config)
+    source = open_source(dataset.name, dataset.split, data_dir=dataset.data_dir or None)
+    task = build_task(config, objective, source)
+    experiment = Experiment(
+        seed=config['seed'],
+        dataset=dataset,
+        source=source,
+        task=task,
+        sampler=sampler,
+        evaluation=evaluation,
+        training=training,
+        mesh=mesh,
+        optimizer=optimizer,
+    )
+    experiment.plan(), experiment.guidance(), experiment.trainer()  # each checks itself
+    return experiment
+
+
+def build_loss(config: Mapping[str, Any]) -> Loss:
+    """The keys schedule, target, times, weight and learned_variance."""
+    return Loss(
+        schedule=component(schedules, config['schedule'], 'schedule')(),
+        parameterization=component(parameterizations, config['target'], 'target')(),
+        times=component(times, config['times'], 'times')(),
+        weight=component(weights, config['weight'], 'weight', 'level'),
+        bound_scale=BOUND_SCALE if config['learned_variance'] else None,
+    )
+
+
+def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> Denoising:
+    """The network, fitted to the dataset, and its task."""
+    channels = source.image_shape[-1] * (2 if config['learned_variance'] else 1)
+    network = component(nets, config['network'], 'network', num_classes=source.num_classes, out_channels=channels)()
+    return Denoising(
+        model=nets.as_model(network),
+        objective=objective,
+        num_classes=source.num_classes,
+        label_drop=config['label_drop'],
+    )
+
+
+def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:
+    """The solver on the grid, checked against what the network can be asked."""
+    objective = task.objective
+    if settings.num_steps < 1:
+        raise ConfigError(f'sampler.num_steps must be at least 1, got {settings.num_steps}')
+    grid = component(grids, settings.grid, 'sampler.grid', 'schedule', 'num_steps')(
+        objective.schedule, settings.num_steps
+    )
+    plan = component(solvers, settings.solver, 'sampler.solver', 'schedule', 'grid')(objective.schedule, grid)
+    learned = objective.bound_scale is not None
+    check_plan(plan, objective.schedule, objective.parameterization, learned_variance=learned)
+    return plan
+
+
+def component(module, spec: Any, where: str, *positional: str, **given: Any) -> Callable:
+    """The named entry of a module with its options bound: call it with what is left, or with nothing.
+
+    Args:
+        spec: see the top of this file.
+        where: the config's key, for messages.
+        positional: names of the parameters that the caller will pass.
+        given: options that the config does not choose.
+    """
+    name, options = parse_component(spec, where)
+    known = {_plain(entry): entry for entry in module.__all__}
+    if _plain(name) not in known:
+        raise ConfigError(f'{where}: unknown name {name!r}{_suggest(name, module.__all__)}')
+    entry = getattr(module, known[_plain(name)])
+    accepted = [p for p in inspect.signature(entry).parameters if p not in (*positional, *given, 'parent', 'name')]
+    _check_keys(f'{where} {name!r}', options, accepted)
+    required = [
+        p.name for p in inspect.signature(entry).parameters.values() if p.default is p.empty and p.name in accepted
+    ]
+    if missing := [p for p in required if p not in options]:
+        raise ConfigError(f'{where} {name!r} needs {", ".join(missing)}')
+    given = {key: value for key, value in given.items() if key in inspect.signature(entry).parameters}
+
+    def make(*args):
+        try:
+            return entry(*args, **options, **given)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f'{where} {name!r}: {error}') from error
+
+    return make
+
+
+def parse_component(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a component's spec. Values are Python literals, or else strings; nothing is executed."""
+    if isinstance(spec, str):
+        name, _, rest = spec.partition(':')
+        pairs = [part.partition('=') for part in rest.split(',') if part]
+        if bad := [key for key, equals, _ in pairs if not equals]:
+            raise ConfigError(f'{where}: options are written name:option=value,..., got {bad[0]!r} in {spec!r}')
+        return name.strip(), {key.strip(): _literal(value.strip()) for key, _, value in pairs}
+    if isinstance(spec, Mapping) and 'name' in spec:
+        return spec['name'], {key: value for key, value in spec.items() if key != 'name'}
+    raise ConfigError(f"{where} is a name, 'name:option=value' or dict(name=..., ...); got {spec!r}")
+
+
+def section(make: Callable, config: Mapping[str, Any], name: str) -> Any:
+    """`make(**config[name])` for a dataclass or a function, its keys checked."""
+    values = config[name]
+    if not isinstance(values, Mapping):
+        raise ConfigError(f'{name} is a section with keys, got {values!r}')
+    parameters = inspect.signature(make).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and not _has_factory(make, p.name)]
+    _check_keys(name, values, [p.name for p in parameters], required)
+    return make(**values)
+
+
+def _has_factory(make: Callable, name: str) -> bool:
+    return hasattr(make, '__dataclass_fields__') and any(
+        f.name == name and callable(f.default_factory) for f in fields(make)
+    )
+
+
+def _check_keys(where: str, values: Mapping[str, Any], known, required=()) -> None:
+    for key in values:
+        if key not in known:
+            raise ConfigError(f'{where}: unknown key {key!r}{_suggest(key, known)}')
+    if missing := [key for key in required if key not in values]:
+        raise ConfigError(f'{where} lacks {", ".join(missing)}')
+
+
+def _suggest(name: str, known) -> str:
+    close = difflib.get_close_matches(_plain(name), [_plain(k) for k in known], n=1)
+    hint = [k for k in known if close and _plain(k) == close[0]]
+    return f'{f" (did you mean {hint[0]}?)" if hint else ""}; valid: {", ".join(known) or "none"}'
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace('_', '')
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

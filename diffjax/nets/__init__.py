@@ -1,0 +1,19 @@
+"""Networks: Flax modules, arrays in and arrays out. They know nothing of schedules, losses or sampling.
+
+Every network is called the same way, `network(x, t, cond, *, deterministic=True)`, and returns float32:
+
+    x     [B, ..., C]     the input as the parameterization scales it
+    t     [B]             the time as the parameterization scales it (0..1000 for published weights)
+    cond  int32 [B]       class labels; `num_classes` itself is the null label of classifier-free guidance;
+                          None where `num_classes == 0`
+
+What stands in `__all__` is what a config can choose by name; `as_model` makes two pure functions of a module.
+"""
+
+from diffjax.nets.dit import DiT
+from diffjax.nets.mlp import MLP
+from diffjax.nets.model import as_model as as_model
+from diffjax.nets.model import count_parameters as count_parameters
+from diffjax.nets.unet import UNet
+
+__all__ = ['DiT', 'UNet', 'MLP']

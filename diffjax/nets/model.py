@@ -1,0 +1,32 @@
+"""From a Flax module to two pure functions over a plain pytree of parameters."""
+
+import math
+
+import jax
+from flax import linen as nn
+
+from diffjax.core.types import Array, Model, PyTree
+
+
+def as_model(module: nn.Module) -> Model:
+    """The `(init, apply)` pair of a network.
+
+    init(key, x, t, cond) -> params            nested plain dicts of float32 arrays; works under `jax.eval_shape`
+    apply(params, x, t, cond, key=None)        -> [B, ..., out_channels], float32
+
+    `key` drives dropout: without one the network is deterministic, as it must be when sampling.
+    """
+
+    def init(key: jax.Array, x: Array, t: Array, cond: Array | None = None) -> PyTree:
+        return module.init({'params': key}, x, t, cond)['params']
+
+    def apply(params: PyTree, x: Array, t: Array, cond: Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        rngs = {} if key is None else {'dropout': key}
+        return module.apply({'params': params}, x, t, cond, deterministic=key is None, rngs=rngs)
+
+    return Model(init, apply)
+
+
+def count_parameters(params: PyTree) -> int:
+    """Number of scalars in a tree of arrays or of `jax.ShapeDtypeStruct`s."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

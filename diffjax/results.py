@@ -1,0 +1,170 @@
+"""What a trained run leaves to look at: samples, figures and a report."""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.build import Experiment
+from diffjax.core.types import PyTree
+from diffjax.data import open_source, read_all
+from diffjax.evaluation.noise_levels import loss_by_noise_level
+from diffjax.evaluation.pictures import line_plot, sample_grid
+from diffjax.evaluation.report import evaluate_samples, write_report
+from diffjax.run import balanced_labels, make_sampler, to_output
+
+HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
+
+
+def finished(workdir: str | os.PathLike, num_steps: int) -> bool:
+    """Whether the figures of a run of this length are there."""
+    path = Path(workdir) / 'figures.json'
+    return path.exists() and json.loads(path.read_text())['step'] >= num_steps
+
+
+def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray) -> tuple[Path, Path]:
+    """(STEM.npz, STEM.png): the samples with their labels, and a grid of them by class.
+
+    uint8 images are stored as `images`. Latents are stored as `latents`, and the grid shows their first channels.
+    """
+    archive, picture = stem.with_suffix('.npz'), stem.with_suffix('.png')
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if images.dtype == np.uint8:
+        np.savez_compressed(archive, images=images, labels=labels)
+        shown = images
+    else:
+        np.savez_compressed(archive, latents=images, labels=labels)
+        low, high = np.percentile(images, [1, 99])
+        shown = np.clip((images - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+    if shown.shape[-1] not in (1, 3):
+        shown = shown[..., : 3 if shown.shape[-1] > 3 else 1]
+    sample_grid(shown, labels, path=picture)
+    return archive, picture
+
+
+def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, float]]:
+    """The target's squared error on held-out examples by noise level, with its standard error."""
+    source = experiment.source
+    held_out = open_source(source.name, experiment.dataset.test_split, data_dir=experiment.dataset.data_dir or None)
+    count = min(len(held_out), HELD_OUT_EXAMPLES)
+    prepare, task = experiment.trainer().prepare, experiment.task
+
+    @jax.jit
+    def losses(params, batch, t):
+        key, prepare_key = jax.random.split(jax.random.key(experiment.seed))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+        return task.losses_at(params, prepare(batch, prepare_key), t, keys)
+
+    batch = held_out.read(range(count))
+
+    def loss_at(t):
+        values = np.asarray(losses(params, batch, np.float32(t)), np.float64)
+        return values.mean(), values.std() / np.sqrt(count)
+
+    return loss_by_noise_level(loss_at, experiment.evaluation.noise_levels)
+
+
+def measure(
+    experiment: Experiment, params: PyTree, workdir: Path, step: int, *, seed: int, progress: bool
+) -> dict[str, Any]:
+    """Draws `evaluation.num_samples` samples, measures them, and writes samples, figures.json and report.md.
+
+    No sample is rejected or selected.
+    """
+    settings, source = experiment.evaluation, experiment.source
+    workdir = Path(workdir)
+    labels = balanced_labels(settings.num_samples, source.num_classes)
+    sampler, plan = make_sampler(experiment), experiment.plan()
+    guidance, negative = experiment.guidance(), experiment.sampler.negative_label
+    options = {'guidance': guidance, 'negative_label': negative, 'seed': seed}
+    sampler(params, plan, labels[:1], **options)  # compiles
+    began = time.perf_counter()
+    images = to_output(experiment, sampler(params, plan, labels, **options, progress=progress))
+    seconds = time.perf_counter() - began
+    pictures = {'Samples': save_samples(workdir / 'samples', images, labels)[1]}
+
+    figures: dict[str, Any] = {}
+    if source.kind == 'image':
+        data_dir = experiment.dataset.data_dir or None
+        test = read_all(open_source(source.name, experiment.dataset.test_split, data_dir=data_dir))
+        classifier = {} if settings.classifier == 'svc' and source.num_classes else None
+        figures |= evaluate_samples(images, labels, read_all(source), test, classifier=classifier)
+    figures |= {
+        'step': step,
+        'evaluations_per_sample': plan.num_evaluations * (1 if guidance is None else 2),
+        'seconds_per_sample': seconds / len(labels),
+    }
+    levels = held_out_loss(experiment, params)
+    line_plot(
+        workdir / 'loss_by_noise_level.png',
+        {'': tuple(zip(*((row['t'], row['loss'], row['standard_error']) for row in levels)))},
+        xlabel='t (0 data, 1 noise)',
+        ylabel='squared error of the target',
+        yscale='log',
+    )
+    pictures['Loss by noise level, held-out images'] = workdir / 'loss_by_noise_level.png'
+    if curve := loss_curve(workdir):
+        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
+        pictures['Training loss'] = workdir / 'loss.png'
+    _write(experiment, workdir, figures, pictures, levels, seed)
+    return figures
+
+
+def loss_curve(workdir: Path) -> tuple[list[float], list[float]] | None:
+    """(steps, losses) of metrics.csv; None without it."""
+    path = Path(workdir) / 'metrics.csv'
+    if not path.exists():
+        return None
+    with open(path, newline='') as file:
+        rows = list(csv.DictReader(file))
+    return [int(row['step']) for row in rows], [float(row['loss']) for row in rows]
+
+
+def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict, levels: list, seed: int) -> None:
+    objective, sampler = experiment.task.objective, experiment.sampler
+    network = type(objective.parameterization).__name__, type(objective.schedule).__name__
+    summary = (
+        f'A network that predicts {network[0]} on the {network[1]} schedule, trained for {figures["step"]:,} steps of '
+        f'batch {experiment.training.batch_size} on {experiment.source.num_examples:,} examples of '
+        f'{experiment.source.name}; sampled with {sampler.solver} in {sampler.num_steps} steps at guidance '
+        f'{sampler.guidance:g}, seed {seed}.'
+    )
+    settings = {name: getattr(sampler, name) for name in ('solver', 'grid', 'num_steps', 'guidance')}
+    settings |= {
+        'seed of training': experiment.seed,
+        'seed of sampling': seed,
+        'label_drop': experiment.task.label_drop,
+    }
+    settings |= {'steps': figures['step'], 'batch size': experiment.training.batch_size}
+    write_report(
+        workdir / 'report.md',
+        figures,
+        title=f'{experiment.source.name}: samples and figures',
+        summary=summary,
+        pictures=pictures,
+        tables={'Loss by noise level, table': levels},
+        config=settings,
+    )
+    part = workdir / 'figures.part'
+    part.write_text(json.dumps({**figures, 'seed': seed}, indent=2, default=float) + '\n')
+    os.replace(part, workdir / 'figures.json')
+
+
+def summary_lines(figures: dict[str, Any]) -> list[str]:
+    """The figures that the terminal shows at the end."""
+    shown = {
+        'class_accuracy': 'class accuracy {:.2%}',
+        'frechet_ratio': 'Frechet distance {:.3f} times that of real train images',
+        'precision': 'precision {:.3f}',
+        'recall': 'recall {:.3f}',
+        'memorised_fraction': 'memorised {:.2%}',
+        'seconds_per_sample': '{:.2g} s per sample',
+        'evaluations_per_sample': '{} network evaluations per sample',
+    }
+    return [text.format(figures[name]) for name, text in shown.items() if name in figures]

@@ -1,0 +1,193 @@
+"""A workdir: what a run was, what it learned, and samples from it.
+
+run = diffjax.load('runs/digits')
+images = run.sample(labels, solver='heun', num_steps=20, guidance=2.0)
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from diffjax.build import ConfigError, Experiment, SamplerSettings, build, build_plan
+from diffjax.core.guidance import Guidance
+from diffjax.core.sampling import pad, sample_keys
+from diffjax.core.schedules import Schedule
+from diffjax.core.solvers import Plan
+from diffjax.core.types import Model, PyTree
+from diffjax.data import to_uint8
+from diffjax.tasks import Denoising
+from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.state import TrainState
+from diffjax.workdir import read_config
+
+MIN_ROWS, NUM_REMEMBERED, NUM_NOISES = 64, 2, 1  # what plans are padded to
+
+
+class Sampler:
+    """Draws samples through one compiled program.
+
+    Plans are padded to common sizes and are arguments, as guidance is: another solver, grid, number of steps (up to the
+    padded one), guidance scale or seed compiles nothing. Guidance or none, and a larger table, are other programs.
+    """
+
+    def __init__(self, task: Denoising, shape: tuple[int, ...], mesh: jax.sharding.Mesh, batch_size: int):
+        self._mesh, self._task = mesh, task
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.num_traces = 0
+
+        def draw(params, plan, guidance, labels, baseline, keys):
+            self.num_traces += 1  # runs when traced, not when called
+            return task.sample(params, (), plan, guidance, labels, keys, shape, baseline)
+
+        everywhere, split = replicated(mesh), batch_sharding(mesh)
+        self._draw = jax.jit(
+            draw, in_shardings=(None, everywhere, everywhere, split, split, split), out_shardings=everywhere
+        )
+
+    def __call__(
+        self,
+        params: PyTree,
+        plan: Plan,
+        labels: np.ndarray,
+        *,
+        guidance: Guidance | None = None,
+        negative_label: int = -1,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone."""
+        labels = np.asarray(labels, np.int32)
+        rows = max(MIN_ROWS, 1 << (len(plan.t) - 1).bit_length())
+        plan = jax.tree.map(
+            lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, pad(plan, rows, NUM_REMEMBERED, NUM_NOISES)
+        )
+        baseline = self._task.num_classes if negative_label < 0 else negative_label
+        chunks = []
+        with tqdm(total=len(labels), unit='sample', disable=not progress, dynamic_ncols=True) as bar:
+            for start in range(0, len(labels), self.batch_size):
+                part = labels[start : start + self.batch_size]
+                padded = np.pad(part, (0, self.batch_size - len(part)))
+                keys = sample_keys(jax.random.key(seed), self.batch_size, start)
+                x = self._draw(params, plan, guidance, padded, np.full_like(padded, baseline), keys)
+                chunks.append(np.asarray(x)[: len(part)])
+                bar.update(len(part))
+        return np.concatenate(chunks)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A trained run, ready to use."""
+
+    config: dict[str, Any]
+    experiment: Experiment
+    network: Model
+    params: PyTree  # the averaged parameters that the config's sampler uses
+    schedule: Schedule
+    step: int
+    sampler: Sampler
+
+    def sample(
+        self, labels, *, seed: int = 0, guidance: float | None = None, negative_label: int = -1, **overrides: Any
+    ) -> np.ndarray:
+        """Samples for labels [N]: uint8 images [N, H, W, C] (float32 latents, where the run learned latents).
+
+        Args:
+            guidance: the scale; None for the config's.
+            overrides: keys of the config's `sampler` section: solver='ddim:eta=0.5', grid='karras', num_steps=20.
+        """
+        if unknown := set(overrides) - set(SamplerSettings.__dataclass_fields__):
+            raise ConfigError(f'sampler: unknown key {sorted(unknown)[0]!r}')
+        settings = replace(self.experiment.sampler, **overrides)
+        settings = settings if guidance is None else replace(settings, guidance=guidance)
+        labels = check_labels(labels, self.experiment.task.num_classes)
+        x = self.sampler(
+            self.params,
+            build_plan(settings, self.experiment.task),
+            labels,
+            guidance=self.experiment.guidance(settings),
+            negative_label=negative_label,
+            seed=seed,
+        )
+        return to_output(self.experiment, x)
+
+
+def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | None = None) -> Run:
+    """The newest checkpoint of a workdir as a `Run`.
+
+    Args:
+        overrides: sections to change before building, such as {'sampler': {'params': 'raw'}, 'mesh': {...}}.
+
+    Raises FileNotFoundError where there is no run.
+    """
+    config = read_config(workdir)
+    if config is None:
+        raise FileNotFoundError(f'{workdir} holds no run: there is no config.json in it')
+    for name, values in (overrides or {}).items():
+        config[name] = {**config[name], **values}
+    experiment = build(config)
+    state, step = restore(experiment, workdir)
+    return Run(
+        config=config,
+        experiment=experiment,
+        network=experiment.task.model,
+        params=sampling_params(experiment, state),
+        schedule=experiment.task.objective.schedule,
+        step=step,
+        sampler=make_sampler(experiment),
+    )
+
+
+def make_sampler(experiment: Experiment) -> Sampler:
+    return Sampler(experiment.task, experiment.sample_shape, experiment.mesh, experiment.sampler.batch_size)
+
+
+def restore(experiment: Experiment, workdir: str | os.PathLike) -> tuple[TrainState, int]:
+    """The train state of the newest whole checkpoint, and its step. Raises FileNotFoundError when there is none."""
+    folder = Path(workdir) / 'checkpoints'
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
+    raw = jax.eval_shape(lambda: {name: jnp.asarray(a)[None] for name, a in experiment.source[0].items()})
+    _, shapes, shardings = experiment.trainer().init(raw)
+    checkpoints = Checkpoints(folder)
+    restored = checkpoints.restore_newest(abstract(shapes, shardings))
+    checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
+    return restored.state, restored.step
+
+
+def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
+    """The profile of averaged parameters that the sampler's settings name."""
+    name = experiment.sampler.params or next(iter(state.ema), 'raw')
+    return state.params if name == 'raw' else state.ema[name]
+
+
+def to_output(experiment: Experiment, x: np.ndarray) -> np.ndarray:
+    """uint8 images, or latents as the autoencoder made them (unscaled)."""
+    if experiment.source.kind == 'image':
+        return np.asarray(to_uint8(jnp.asarray(x)))
+    return x / experiment.dataset.latent_scale
+
+
+def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:
+    """0, 1, ..., num_classes - 1, 0, 1, ...: every class as equally often as the number allows. [N] int32."""
+    return np.arange(num_samples, dtype=np.int32) % max(num_classes, 1)
+
+
+def check_labels(labels, num_classes: int) -> np.ndarray:
+    """Labels as int32 [N]. Raises ConfigError for one that is no class (the null label, num_classes, is allowed)."""
+    labels = np.atleast_1d(np.asarray(labels))
+    if (
+        labels.dtype.kind not in 'iu'
+        or labels.ndim != 1
+        or (len(labels) and not 0 <= labels.min() <= labels.max() <= num_classes)
+    ):
+        raise ConfigError(f'labels are whole numbers from 0 to {max(num_classes - 1, 0)}; got {labels.tolist()}')
+    return labels.astype(np.int32)

@@ -1,0 +1,1 @@
+"""Training: state, step, optimisers, sharding, checkpoints, logging and the loop."""

@@ -1,0 +1,131 @@
+"""Checkpoints: everything a run needs to go on, in one atomic step, verified when it comes back.
+
+A step holds the train state, the data iterator's position, and a JSON item with the checksum of each array. Orbax
+restores damaged bytes without a word, so the checksums are compared after every restore. They are sums of integers
+taken on the device: independent of the order of summation, hence of mesh and device count, and nothing but two numbers
+for each array travels to the host.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from diffjax.core.types import PyTree
+
+log = logging.getLogger('diffjax')
+
+
+class Restored(NamedTuple):
+    state: PyTree
+    step: int
+    notes: dict[str, Any]  # what was handed to `save` as notes
+
+
+def _words(a: jax.Array) -> jax.Array:
+    """The bytes of an array as unsigned integers, same shape (8-byte types: a trailing axis of two)."""
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a = jax.random.key_data(a)
+    if a.dtype == bool:
+        return a.astype(jnp.uint32)
+    width = min(a.dtype.itemsize, 4)
+    return jax.lax.bitcast_convert_type(a, jnp.dtype(f'uint{8 * width}')).astype(jnp.uint32)
+
+
+@jax.jit
+def checksums(tree: PyTree) -> jax.Array:
+    """[leaves, 2] uint32: sums of word * odd(position), for two mixings of the position. Any one flipped bit shows."""
+
+    def one(a):
+        words = _words(a)
+        position = jnp.zeros(words.shape, jnp.uint32)
+        for axis, length in enumerate(words.shape):
+            position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        mixed = (position + 1) * jnp.uint32(2654435761)
+        other = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+        return jnp.stack([jnp.sum(words * (m | 1), dtype=jnp.uint32) for m in (mixed, other)])
+
+    return jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with the shardings on which to restore."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, folder: Path, keep: int = 3):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    @property
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree, iterator, notes: dict[str, Any]) -> None:
+        """Starts an asynchronous save; the state may be donated as soon as this returns.
+
+        Raises RuntimeError if nothing was written.
+        """
+        sums = np.asarray(checksums(state)).tolist()
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+                check=ocp.args.JsonSave({'checksums': sums, 'notes': notes}),
+            ),
+        )
+        if not saved:
+            raise RuntimeError(f'the checkpoint of step {step} was not written: step {self.latest} is already there')
+
+    def restore_newest(self, abstract_state: PyTree, iterator=None) -> Restored | None:
+        """The newest checkpoint that is whole; None when there are none at all.
+
+        Moves `iterator`, if given, to where it was. A damaged checkpoint is passed over with a warning, and deleted
+        once an older one has been restored. Raises RuntimeError when none of those that are there can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                restored = self._restore(step, abstract_state, iterator)
+            except Exception as error:  # Orbax raises Exception, ValueError and KeyError for damage
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ''
+                damaged.append((step, f'{type(error).__name__}: {reason}'))
+                continue
+            for bad, reason in damaged:
+                log.warning('checkpoint %d is damaged (%s); going on from checkpoint %d', bad, reason, step)
+                if iterator is not None:  # or Orbax drops every save up to the damaged step
+                    self._manager.delete(bad)
+            return restored
+        if steps:
+            reasons = '; '.join(f'{step}: {reason}' for step, reason in damaged)
+            raise RuntimeError(f'none of the checkpoints in {self._manager.directory} can be used ({reasons})')
+        return None
+
+    def _restore(self, step: int, abstract_state: PyTree, iterator) -> Restored:
+        got = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), check=ocp.args.JsonRestore()),
+        )
+        found, wanted = np.asarray(checksums(got.state)), np.asarray(got.check['checksums'])
+        if found.shape != wanted.shape or (found != wanted).any():
+            names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(got.state)]
+            bad = [name for name, a, b in zip(names, found, wanted) if (a != b).any()]
+            raise ValueError(f'checksums differ for {", ".join(bad[:3])}{" ..." if len(bad) > 3 else ""}')
+        if iterator is not None:
+            self._manager.restore(step, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator)))
+        return Restored(got.state, step, got.check['notes'])
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,226 @@
+"""The one training loop: restore, step, log, checkpoint, stop."""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from diffjax.core.types import Array, PyTree
+from diffjax.data import to_global
+from diffjax.tasks import Task
+from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.flops import count_flops
+from diffjax.training.metrics import Log
+from diffjax.training.sharding import batch_sharding, check_batch, replicated, state_shardings
+from diffjax.training.state import TrainState, init_state
+from diffjax.training.step import make_step
+
+log = logging.getLogger('diffjax')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How long and how: the `training` section of a config."""
+
+    num_steps: int
+    batch_size: int
+    num_microbatches: int = 1
+    log_every_steps: int = 100
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 3
+    ema: dict[str, float] = field(default_factory=lambda: {'ema': 0.9999})
+
+    def __post_init__(self):
+        for name in ('num_steps', 'batch_size', 'num_microbatches', 'log_every_steps', 'checkpoint_every_steps'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'training.{name} must be at least 1, got {getattr(self, name)}')
+        for name, decay in self.ema.items():
+            if not 0 < decay < 1:
+                raise ValueError(f'training.ema.{name} is a decay between 0 and 1, got {decay}')
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Result(NamedTuple):
+    state: TrainState
+    step: int
+    stopped: bool  # by SIGTERM, before the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """A task with all that training it needs, sharded over a mesh."""
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    settings: Settings
+    prepare: Callable[[PyTree, Array], PyTree]  # (raw batch, key) -> the task's batch, on the device
+    mesh: Mesh
+    seed: int = 0
+    frozen: PyTree = ()
+
+    def __post_init__(self):
+        check_batch(self.settings.batch_size, self.settings.num_microbatches, self.mesh)
+
+    def init(self, raw: PyTree) -> tuple[Callable[[], TrainState], PyTree, PyTree]:
+        """(function that makes the state at step 0 in place, its shapes, its shardings). raw: a batch or its shapes."""
+        prepared = jax.eval_shape(self.prepare, raw, jax.random.key(0))
+
+        def make():
+            batch = jax.tree.map(lambda s: jax.numpy.zeros((1, *s.shape[1:]), s.dtype), prepared)
+            return init_state(self.task, self.optimizer, self.settings.ema, batch, self.seed)
+
+        shapes = jax.eval_shape(make)
+        shardings = state_shardings(self.mesh, shapes)
+        return jax.jit(make, out_shardings=shardings), shapes, shardings
+
+    def step(self, shardings: PyTree) -> Callable:
+        """The jitted step: (state, frozen, raw batch) -> (state, metrics), the state donated."""
+        step = make_step(
+            self.task,
+            self.optimizer,
+            prepare=self.prepare,
+            ema_decays=self.settings.ema,
+            num_microbatches=self.settings.num_microbatches,
+        )
+        everywhere = replicated(self.mesh)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(shardings, everywhere, batch_sharding(self.mesh)),
+            out_shardings=(shardings, everywhere),
+        )
+
+
+def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Callable[[str], None] = print) -> Result:
+    """Trains to the end, or from where the workdir's newest checkpoint stands.
+
+    Args:
+        iterator: a Grain iterator of raw batches (this process's part of each), whose position is checkpointed.
+        announce: is told what a person wants to see before the bar starts.
+
+    Raises:
+        NonFiniteError: naming the step and the last good checkpoint; nothing is saved after that step.
+    """
+    settings, mesh = trainer.settings, trainer.mesh
+    start = iterator.get_state()
+    raw = to_global(next(iterator), batch_sharding(mesh))
+    iterator.set_state(start)
+    make, shapes, shardings = trainer.init(raw)
+    checkpoints = Checkpoints(Path(workdir) / 'checkpoints', settings.keep_checkpoints)
+    restored = checkpoints.restore_newest(abstract(shapes, shardings), iterator)
+    state, step, notes = restored or (make(), 0, {})
+    if step >= settings.num_steps:
+        checkpoints.close()
+        return Result(state, step, stopped=False)
+    if step:
+        announce(f'going on from checkpoint {step}')
+
+    frozen = jax.device_put(trainer.frozen, replicated(mesh))
+    traced = trainer.step(shardings).trace(state, frozen, raw)
+    num_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    announce(
+        f'parameters: {num_parameters:,}   batch: {settings.batch_size}   '
+        f'FLOPs per step: {count_flops(traced.jaxpr):.3g}'
+    )
+    began = time.monotonic()
+    compiled = traced.lower().compile()
+    announce(f'compiled in {time.monotonic() - began:.1f} s')
+
+    journal = Log(workdir, step, settings.num_steps)
+    keeper = _Keeper(settings, checkpoints, journal, notes.get('pending', {}), step)
+    try:
+        with _sigterm() as signalled:
+            while step < settings.num_steps:
+                state, metrics = compiled(state, frozen, to_global(next(iterator), batch_sharding(mesh)))
+                step += 1
+                keeper.after(step, state, metrics, iterator)
+                if _agreed(signalled, step, settings.log_every_steps):
+                    keeper.save(step, state, iterator)
+                    return Result(state, step, stopped=True)
+            keeper.save(step, state, iterator)
+        return Result(state, step, stopped=False)
+    finally:
+        journal.close()
+        checkpoints.close()
+
+
+class _Keeper:
+    """Collects each step's metrics, logs their means, and saves what has been found finite."""
+
+    def __init__(self, settings: Settings, checkpoints: Checkpoints, journal: Log, pending: dict, step: int):
+        self._settings, self._checkpoints, self._journal = settings, checkpoints, journal
+        self._known = {name: list(values) for name, values in pending.items()}  # host floats since the last row
+        self._flying = []  # (step, device metrics) not looked at yet
+        self._saved = self._checkpoints.latest
+        self._clock, self._clock_step = time.monotonic(), step
+
+    def after(self, step: int, state: TrainState, metrics: dict[str, Array], iterator) -> None:
+        self._flying.append((step, metrics))
+        self._journal.advance()
+        if step % self._settings.log_every_steps == 0 or step == self._settings.num_steps:
+            self._collect()
+            now = time.monotonic()
+            values = {name: float(np.mean(each)) for name, each in self._known.items()}
+            values['steps_per_second'] = (step - self._clock_step) / (now - self._clock)
+            self._journal.write(step, values)
+            self._known, self._clock, self._clock_step = {}, now, step
+        if step % self._settings.checkpoint_every_steps == 0 and step < self._settings.num_steps:
+            self.save(step, state, iterator)
+
+    def save(self, step: int, state: TrainState, iterator) -> None:
+        """Saves unless this step is saved already. What waits for the next row is saved too: rows survive a resume."""
+        self._collect()
+        if self._saved != step:
+            self._checkpoints.save(step, state, iterator, {'pending': self._known})
+            self._saved = step
+
+    def _collect(self) -> None:
+        """Fetches what has not been looked at, and raises at the first step that is not finite."""
+        for step, metrics in jax.device_get(self._flying):
+            bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+            if bad:
+                good = (
+                    f'the last good checkpoint is step {self._saved}' if self._saved else 'there is no checkpoint yet'
+                )
+                raise NonFiniteError(f'{" and ".join(bad)} became NaN or infinite at step {step}; {good}')
+            for name, value in metrics.items():
+                self._known.setdefault(name, []).append(float(value))
+        self._flying = []
+
+
+@contextmanager
+def _sigterm():
+    """A list that holds the signal once SIGTERM has come; the old handler is put back afterwards."""
+    received = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    except ValueError:  # not in the main thread, where no handler can be set
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _agreed(signalled: list, step: int, log_every_steps: int) -> bool:
+    """Whether all processes shall stop now. Several ask each other at logged steps, where they wait anyway."""
+    if jax.process_count() == 1:
+        return bool(signalled)
+    if step % log_every_steps:
+        return False
+    return bool(multihost_utils.process_allgather(np.asarray(bool(signalled))).any())

@@ -1,0 +1,88 @@
+"""Optimisers and learning-rate schedules, put together from optax."""
+
+import jax
+import optax
+
+from diffjax.core.types import PyTree
+
+__all__ = ['adam', 'adamw', 'sgd']
+
+DECAYS = ('constant', 'cosine', 'linear', 'rsqrt')
+
+
+def learning_rate_schedule(peak: float, decay: str, warmup_steps: int, num_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then `decay` over what is left of `num_steps`.
+
+    Raises ValueError for an unknown decay, or a warm-up that does not end before the run.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f'decay is one of {", ".join(DECAYS)}; got {decay!r}')
+    if not 0 <= warmup_steps < num_steps:
+        raise ValueError(f'warmup_steps = {warmup_steps} must be below num_steps = {num_steps}')
+    left = num_steps - warmup_steps
+    after = {
+        'constant': optax.constant_schedule(peak),
+        'cosine': optax.cosine_decay_schedule(peak, left),
+        'linear': optax.linear_schedule(peak, 0.0, left),
+        'rsqrt': lambda step: peak * (1 + step / max(warmup_steps, 1)) ** -0.5,
+    }[decay]
+    if warmup_steps == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+
+
+def is_matrix(params: PyTree) -> PyTree:
+    """True where weight decay applies: kernels; not biases, norms, tables of labels or positions."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def _chain(clip_norm: float | None, *parts: optax.GradientTransformation) -> optax.GradientTransformation:
+    clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    return optax.chain(*clip, *parts)
+
+
+def adamw(
+    *,
+    num_steps: int,
+    learning_rate: float = 1e-4,
+    decay: str = 'constant',
+    warmup_steps: int = 0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; kernels alone are decayed."""
+    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps)
+    return _chain(clip_norm, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=is_matrix))
+
+
+def adam(
+    *,
+    num_steps: int,
+    learning_rate: float = 1e-4,
+    decay: str = 'constant',
+    warmup_steps: int = 0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) after clipping by the global norm."""
+    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps)
+    return _chain(clip_norm, optax.adam(schedule, b1, b2, eps))
+
+
+def sgd(
+    *,
+    num_steps: int,
+    learning_rate: float = 1e-2,
+    decay: str = 'constant',
+    warmup_steps: int = 0,
+    momentum: float = 0.9,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum after clipping by the global norm."""
+    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps)
+    return _chain(clip_norm, optax.sgd(schedule, momentum))

@@ -1,0 +1,54 @@
+"""The config that a workdir keeps, and whether a command fits the run that is there."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffjax.build import ConfigError
+
+FREE = ('sampler', 'evaluation')  # sections that may differ between a workdir and the command that uses it
+FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
+    'training': ('num_steps', 'log_every_steps', 'checkpoint_every_steps', 'keep_checkpoints', 'num_microbatches'),
+    'dataset': ('data_dir',),
+    'mesh': ('data', 'fsdp'),
+}
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
+    """The config of the run in a workdir, None where there is none."""
+    path = Path(workdir) / 'config.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
+    path = Path(workdir) / 'config.json'
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(config, indent=2) + '\n')
+    os.replace(part, path)
+
+
+def check_same_run(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Raises ConfigError if the workdir holds a run of another config, naming the first differences."""
+    there = read_config(workdir)
+    if there is None:
+        return
+    differences = list(_differences(there, json.loads(json.dumps(config))))
+    if differences:
+        shown = '; '.join(f'{key} is {a!r} there and {b!r} here' for key, a, b in differences[:3])
+        raise ConfigError(
+            f'{workdir} holds another run: {shown}{" ..." if len(differences) > 3 else ""}. '
+            'Give another --workdir, or the config it was made with; nothing was changed.'
+        )
+
+
+def _differences(there: Any, here: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted({*there, *here}):
+        if (not path and key in FREE) or (path and key in FREE_KEYS.get(path[0], ())):
+            continue
+        a, b = there.get(key, 'absent'), here.get(key, 'absent')
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, (*path, key))
+        elif a != b:
+            yield '.'.join((*path, key)), a, b
