@@ -9,65 +9,14 @@ With --mode=sample and --mode=evaluate the config may be left out: the workdir k
 goes on from the newest checkpoint; on a finished workdir it says so.
 """
 
-import json
 import logging
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
-flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate'], 'What to do.')
-flags.DEFINE_string('labels', '', 'sample: classes to draw, such as 0,1,2 or 7; repeated up to --num_samples.')
-flags.DEFINE_integer('num_samples', None, 'sample, evaluate: how many. Default: 10 of each class; the config.', 1)
-flags.DEFINE_integer('seed', 0, 'sample, evaluate: seed of the samples.')
-flags.DEFINE_string('out', '', 'sample: PNG and NPZ are written to OUT.png and OUT.npz. Default: in WORKDIR/samples/.')
-flags.DEFINE_string('coordinator', '', 'Address host:port of process 0, or auto (TPU pods, Slurm). Empty: one process.')
-flags.DEFINE_integer('num_processes', None, 'With --coordinator=host:port: number of processes.')
-flags.DEFINE_integer('process_id', None, 'With --coordinator=host:port: number of this process.')
-
-
-class Stop(Exception):
-    """Ends the command with one line for the user."""
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Flags, with every mistake in them told in one line."""
-    try:
-        if 'config' not in FLAGS:
-            stored = _stored_config(argv)
-            if stored is None:
-                config_flags.DEFINE_config_file('config', None, 'The experiment: FILE.py or FILE.py:ARGUMENT.')
-            else:
-                config_flags.DEFINE_config_dict('config', stored, 'The experiment, read from the workdir.')
-        rest = app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        fail(f'--config: {" ".join(text.split())}')
-    if len(rest) > 1:
-        fail(f'stray words on the command line: {" ".join(rest[1:])}; flags are written --name=value')
-    return rest
-
-
-def _stored_config(argv: list[str]) -> ConfigDict | None:
-    """The workdir's config, for a command that names none."""
-    values = {'--config': None, '--workdir': None}
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition('=')
-        if name in values:
-            values[name] = value if equals else (argv[i + 1] if i + 1 < len(argv) else '')
-    if values['--config'] is not None or not values['--workdir']:
-        return None
-    path = Path(values['--workdir']) / 'config.json'
-    return ConfigDict(json.loads(path.read_text())) if path.exists() else None
-
-
-def fail(message: str) -> None:
-    print(f'error: {message}', file=sys.stderr)
-    sys.exit(2)
+from diffjax.command import FLAGS, config_argument, fail, parse
 
 
 def main(argv: list[str]) -> None:
@@ -82,14 +31,18 @@ def main(argv: list[str]) -> None:
             if FLAGS.mode == 'train'
             else f'{FLAGS.workdir} holds no run: there is no config.json in it'
         )
+    from diffjax.data import DatasetNotPrepared
     from diffjax.training.loop import NonFiniteError
 
     try:
         {'train': train_run, 'sample': sample_run, 'evaluate': evaluate_run}[FLAGS.mode](Path(FLAGS.workdir))
-    except (ValueError, FileNotFoundError, NonFiniteError, Stop) as error:
+    except DatasetNotPrepared as error:
+        smoke = f'{config_argument() or "configs/digits.py"}:smoke'
+        fail(f'{error} To run the same experiment now, shrunk, on embedded data: --config={smoke}')
+    except (ValueError, FileNotFoundError, NonFiniteError) as error:
         if not _is_ours(error):
             raise
-        fail(' '.join(str(error).split()))
+        fail(str(error))
 
 
 def _is_ours(error: Exception) -> bool:
@@ -182,7 +135,7 @@ def sample_run(workdir: Path) -> None:
     try:
         wanted = [int(label) for label in FLAGS.labels.split(',')] if FLAGS.labels else None
     except ValueError:
-        raise Stop(f'--labels are whole numbers with commas between them, got {FLAGS.labels!r}') from None
+        fail(f'--labels are whole numbers with commas between them, got {FLAGS.labels!r}')
     if wanted is None:
         labels = balanced_labels(FLAGS.num_samples or 10 * min(max(num_classes, 1), 10), num_classes)
     else:

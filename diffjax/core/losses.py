@@ -101,7 +101,7 @@ class Loss:
             if not (row < 1e6 and log_weight < MAX_LOG_WEIGHT):
                 raise ValueError(
                     f'at t = {t:g} the target {type(self.parameterization).__name__} has size {row:.2g} and its error '
-                    f'the weight {np.exp(min(log_weight, 700)):.2g}: the loss has no finite variance there. '
+                    f'the weight {np.exp(min(float(log_weight), 700.0)):.2g}: the loss has no finite variance there. '
                     'Choose times that stop short of it (such as uniform:low=1e-3), or another weight or target.'
                 )
 

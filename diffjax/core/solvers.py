@@ -143,15 +143,26 @@ COORDINATES = {  # name: (n, u, p, q) from (schedule, t, alpha, sigma); y = x / 
     ),
 }
 
+MAX_SLOPE = 1e6  # sigma' of a schedule that starts like a square root is infinite at t = 0
+
 
 def integrand(schedule: Schedule, grid, coordinate: str):
-    """t, n, u, slopes [S + 1, 2] of the probability-flow ODE written as dy/du = slope . (x0, eps), y = x / n."""
+    """t, n, u, slopes [S + 1, 2] of the probability-flow ODE written as dy/du = slope . (x0, eps), y = x / n.
+
+    Raises ValueError where the coordinate's slope is infinite at a time from which a step starts.
+    """
     if coordinate not in COORDINATES:
         raise ValueError(f'coordinate is one of {", ".join(COORDINATES)}; got {coordinate!r}')
     t, alpha, sigma, _ = levels(schedule, grid)
     with np.errstate(divide='ignore'):
         n, u, p, q = COORDINATES[coordinate](schedule, t, alpha, sigma)
-    return t, n, u, np.stack([p, q], -1)
+    slope = np.stack([p, q], -1)
+    if (steep := np.abs(slope[:-1]).max(-1) > MAX_SLOPE).any():
+        raise ValueError(
+            f'on {type(schedule).__name__} the slope in coordinate {coordinate!r} is unbounded at t = {t[:-1][steep][0]:g}'
+            ': choose another coordinate, or a grid that starts short of it'
+        )
+    return t, n, u, slope
 
 
 def euler(schedule: Schedule, grid, *, coordinate: str = 'sigma/alpha') -> Plan:
@@ -206,14 +217,14 @@ def dpmpp_2m(schedule: Schedule, grid) -> Plan:
 
     x_s = sigma_s / sigma_t x - alpha_s expm1(-h) D,  D = (1 + 1 / 2r) x0_t - 1 / 2r x0_before,  r = h_before / h.
     Order 2, one evaluation a step. The first step and the one that ends at sigma = 0 are of first
-    order; a step from sigma = 0 is ddim's.
+    order; a step from sigma = 0 or to alpha = 0 is ddim's.
     """
     t, alpha, sigma, lam = levels(schedule, grid)
     x, _, h, _ = units(2)
     rows = []
     before = None  # the last step's length in lambda; None where the history holds nothing
     for i in range(len(t) - 1):
-        if sigma[i] == 0:
+        if sigma[i] == 0 or alpha[i + 1] == 0:
             rows.append(Row(t[i], (alpha[i + 1], sigma[i + 1]), h[0]))
             continue
         step = lam[i + 1] - lam[i]

@@ -1,0 +1,70 @@
+"""A U-Net on the UCI handwritten digits: cosine schedule, v target, DPM-Solver++(2M).
+
+Arguments: smoke (seconds, to see that everything runs).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    if arg not in ('', 'smoke'):
+        raise ValueError(f'configs/digits_unet.py takes the argument smoke, got {arg!r}')
+    config = ConfigDict(
+        {
+            'seed': 0,
+            'dataset': {'name': 'digits', 'split': 'train', 'test_split': 'test', 'data_dir': '', 'flip': False},
+            'network': {
+                'name': 'UNet',
+                'base_channels': 32,
+                'channel_multipliers': (1, 2),
+                'num_res_blocks': 1,
+                'attention_resolutions': (4,),
+                'num_heads': 4,
+                'dropout': 0.0,
+                'compute_dtype': 'float32',
+            },
+            'schedule': 'cosine',
+            'target': 'v',
+            'times': 'uniform',
+            'weight': 'target',
+            'learned_variance': False,
+            'label_drop': 0.1,
+            'optimizer': {
+                'name': 'adam',
+                'learning_rate': 1e-3,
+                'decay': 'cosine',
+                'warmup_steps': 100,
+                'clip_norm': 1.0,
+            },
+            'training': {
+                'num_steps': 3000,
+                'batch_size': 128,
+                'num_microbatches': 1,
+                'log_every_steps': 50,
+                'checkpoint_every_steps': 500,
+                'keep_checkpoints': 3,
+                'ema': {'ema': 0.999},
+            },
+            'mesh': {'data': -1, 'fsdp': 1},
+            'sampler': {
+                'solver': 'dpmpp_2m',
+                'grid': 'logsnr',
+                'num_steps': 30,
+                'guidance': 1.0,
+                'guidance_low': 0.0,
+                'guidance_high': 1.0,
+                'negative_label': -1,
+                'params': '',
+                'batch_size': 480,
+            },
+            'evaluation': {'num_samples': 1437, 'classifier': 'svc', 'noise_levels': 10},
+        }
+    )
+    if arg == 'smoke':
+        config.network.base_channels = 8
+        config.training.num_steps, config.training.batch_size = 4, 16
+        config.training.log_every_steps, config.training.checkpoint_every_steps = 2, 2
+        config.optimizer.warmup_steps = 1
+        config.sampler.num_steps, config.sampler.batch_size = 3, 40
+        config.evaluation.num_samples = 40
+    return config

@@ -1,0 +1,107 @@
+"""DiT on ImageNet 256 latents with the published recipe (Peebles & Xie 2023, section 4), or SiT's (Ma et al. 2024).
+
+Arguments, with commas between them:
+  model=B/2     S, B, L or XL, and patch 2, 4 or 8
+  recipe=dit    linear betas, eps with learned sigma and the hybrid bound; or sit: flow, velocity
+  smoke         the same experiment, shrunk, on the embedded digits
+
+The latents are a dataset of their own: `python -m diffjax.data prepare imagenet256_latents --manual_dir=DIR`.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 1152, 16)}  # depth, width, heads
+RECIPES = {
+    'dit': {
+        'schedule': 'linear',
+        'target': 'eps',
+        'times': 'discrete',
+        'weight': 'eps',
+        'learned_variance': True,
+        'solver': 'ddpm:variance=learned',
+        'num_steps': 250,
+    },
+    'sit': {
+        'schedule': 'flow',
+        'target': 'velocity',
+        'times': 'uniform',
+        'weight': 'target',
+        'learned_variance': False,
+        'solver': 'heun:coordinate=t',
+        'num_steps': 125,
+    },
+}
+
+
+def parse(arg: str) -> tuple[tuple[int, int, int], int, dict, bool]:
+    """((depth, width, heads), patch size, recipe, smoke)."""
+    given = dict(part.partition('=')[::2] for part in arg.split(',') if part)
+    model, recipe, smoke = given.pop('model', 'B/2'), given.pop('recipe', 'dit'), given.pop('smoke', None)
+    size, _, patch = model.partition('/')
+    if given or smoke not in (None, '') or size not in SIZES or patch not in ('2', '4', '8') or recipe not in RECIPES:
+        raise ValueError(
+            f'configs/dit_b.py takes model=S|B|L|XL / 2|4|8, recipe={"|".join(RECIPES)} and smoke, '
+            f'such as model=XL/2,recipe=sit; got {arg!r}'
+        )
+    return SIZES[size], int(patch), RECIPES[recipe], smoke is not None
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    (depth, width, heads), patch, recipe, smoke = parse(arg)
+    config = ConfigDict(
+        {
+            'seed': 0,
+            'dataset': {
+                'name': 'imagenet256_latents',
+                'split': 'train',
+                'test_split': '',
+                'data_dir': '',
+                'flip': False,
+                'latent_scale': 0.18215,
+            },
+            'network': {
+                'name': 'DiT',
+                'patch_size': patch,
+                'hidden_size': width,
+                'depth': depth,
+                'num_heads': heads,
+                'scan_layers': True,
+                'remat': 'none',
+                'compute_dtype': 'bfloat16',
+                'attention': 'auto',
+            },
+            **{key: recipe[key] for key in ('schedule', 'target', 'times', 'weight', 'learned_variance')},
+            'label_drop': 0.1,
+            'optimizer': {'name': 'adamw', 'learning_rate': 1e-4, 'decay': 'constant', 'weight_decay': 0.0},
+            'training': {
+                'num_steps': 400_000,
+                'batch_size': 256,
+                'num_microbatches': 1,
+                'log_every_steps': 100,
+                'checkpoint_every_steps': 10_000,
+                'keep_checkpoints': 3,
+                'ema': {'ema': 0.9999},
+            },
+            'mesh': {'data': -1, 'fsdp': 1},
+            'sampler': {
+                'solver': recipe['solver'],
+                'grid': 'uniform',
+                'num_steps': recipe['num_steps'],
+                'guidance': 1.5,
+                'guidance_low': 0.0,
+                'guidance_high': 1.0,
+                'negative_label': -1,
+                'params': '',
+                'batch_size': 64,
+            },
+            'evaluation': {'num_samples': 64, 'classifier': 'none', 'noise_levels': 10},
+        }
+    )
+    if smoke:
+        config.dataset.name, config.dataset.test_split = 'digits', 'test'
+        config.network.hidden_size, config.network.depth, config.network.num_heads = 32, 2, 2
+        config.training.num_steps, config.training.batch_size = 4, 16
+        config.training.log_every_steps, config.training.checkpoint_every_steps = 2, 2
+        config.sampler.num_steps, config.sampler.batch_size = 4, 40
+        config.evaluation.num_samples = 40
+    return config
