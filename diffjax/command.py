@@ -1,6 +1,7 @@
 """The command line: flags, and every mistake in them told in one line."""
 
 import difflib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -28,22 +29,20 @@ def fail(message: str) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Flags, as `app.run(flags_parser=...)` wants it."""
+    stored = _stored_config(argv)
     try:
         if 'config' not in FLAGS:
-            stored = _stored_config(argv)
             if stored is None:
                 config_flags.DEFINE_config_file('config', None, 'The experiment: FILE.py or FILE.py:ARGUMENT.')
             else:
                 config_flags.DEFINE_config_dict('config', stored, 'The experiment, read from the workdir.')
         rest = FLAGS(argv)
-        _ = FLAGS.config  # reads the file
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        fail(_unknown_key(argv) or _one_line(error))
-    except OSError:
-        name = _values(argv, '--config')['--config'].partition(':')[0]
-        fail(
-            f'--config={name}: there is no such file' if not Path(name).exists() else f'--config={name} cannot be read'
-        )
+        _ = FLAGS.config and FLAGS.config.to_dict()  # a file that did not load raises here
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        name = (_values(argv, '--config')['--config'] or '').partition(':')[0]
+        if name and not Path(name).exists():
+            fail(f'--config={name}: there is no such file')
+        fail(_unknown_key(argv, stored) or _one_line(error))
     if len(rest) > 1:
         fail(f'stray words on the command line: {" ".join(rest[1:])}; flags are written --name=value')
     return rest
@@ -76,13 +75,24 @@ def _stored_config(argv: list[str]) -> ConfigDict | None:
     return ConfigDict(json.loads(path.read_text())) if path.exists() else None
 
 
-def _unknown_key(argv: list[str]) -> str:
-    """The message for the first --config.KEY that the config does not have; '' where every key is known."""
+def _plain_config(argv: list[str]) -> ConfigDict | None:
+    """The config file's own values, before the command line changes them. None if it gives none."""
+    path, _, argument = (_values(argv, '--config')['--config'] or '').partition(':')
+    spec = importlib.util.spec_from_file_location('plain_config', path) if path else None
+    if spec is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
     try:
-        config = FLAGS['config'].value
-    except (flags.Error, AttributeError, OSError, ValueError):
-        return ''
-    for word in argv:
+        spec.loader.exec_module(module)
+        return module.get_config(*([argument] if argument else []))
+    except Exception:  # whatever the file raises has been caught once already, and is reported from there
+        return None
+
+
+def _unknown_key(argv: list[str], stored: ConfigDict | None) -> str:
+    """The message for the first --config.KEY that the config does not have; '' where every key is known."""
+    config = stored or _plain_config(argv)
+    for word in argv if config else []:
         node, path = config, word.partition('=')[0].removeprefix('--').split('.')
         for depth, key in enumerate(path[1:] if path[0] == 'config' else []):
             if not isinstance(node, ConfigDict) or key not in node:
