@@ -43,19 +43,20 @@ def bound_term(schedule: Schedule, s: Array, t: Array, x0: Array, guess: Estimat
 
     With f the learned variance's fraction, r = log(beta / beta~) and equal forms of mean on both sides,
     KL = (f r + exp(-f r) - 1 + (SNR_s - SNR_t) exp(-f r) (x0 - x0_hat)^2) / 2. Where s = 0 the term is the likelihood
-    of x0's bin of width `2 half_bin`, the outermost bins open, with the variance range of the step above (IDDPM).
+    of x0's bin of width `2 half_bin`, the outermost bins open; beta~ of the step above is the lower variance (IDDPM).
     """
     first = s <= 0
-    bounded_s = jnp.where(first, t, s)  # the range of the step above
+    bounded_s = jnp.where(first, t, s)  # at s = 0, where beta~ = 0, its lower bound is that of the step above
     bounded_t = jnp.where(first, 2 * t, t)
-    span = expand(chain.log_variance_range(schedule, bounded_s, bounded_t), x0)
+    lower = chain.posterior(schedule, bounded_s, bounded_t)[2]
+    inner = chain.log_variance_range(schedule, bounded_s, bounded_t)
+    span = expand(jnp.where(first, 2 * floor_log(schedule.sigma(t)) - jnp.log(lower), inner), x0)
     fraction = jnp.zeros_like(x0) if guess.variance is None else guess.variance
     snr_gap = jnp.exp(schedule.logsnr(bounded_s)) * chain.gain(schedule, bounded_s, bounded_t)
     error = x0 - guess.x0
     kl = 0.5 * (
         fraction * span + jnp.expm1(-fraction * span) + expand(snr_gap, x0) * jnp.exp(-fraction * span) * error**2
     )
-    lower = chain.posterior(schedule, bounded_s, bounded_t)[2]
     std = jnp.exp(0.5 * (expand(jnp.log(lower), x0) + fraction * span))
     terms = jnp.where(expand(first, x0), binned_nll(x0, guess.x0, std, half_bin), kl)
     return mean_over_dimensions(terms) / jnp.log(2.0)

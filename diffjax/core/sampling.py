@@ -102,7 +102,8 @@ def sample(
         noises = [_noise(row, j, keys, x, guess.variance) for j in range(num_noises)]
 
         def combine(c):
-            total = c[0] * x + c[1] * anchor + jnp.tensordot(c[2 : 2 + num_remembered], memory, 1)
+            history = jnp.tensordot(c[2 : 2 + num_remembered], memory, 1, precision='highest')  # not TF32 or bfloat16
+            total = c[0] * x + c[1] * anchor + history
             return sum((c[2 + num_remembered + j] * z for j, z in enumerate(noises)), total)
 
         new_x, anchor = combine(row['to_x']), combine(row['to_anchor'])

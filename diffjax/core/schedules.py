@@ -245,10 +245,15 @@ class Discrete(Schedule):
         log_abar = np.cumsum(np.log1p(-self.betas()))
         return log_abar - np.log(-np.expm1(log_abar))
 
+    def _columns(self, like: Array) -> tuple[Array, Array]:
+        """The entries' numbers and log-SNRs, [T] each, in the array module and precision of `like`."""
+        xp = namespace(like)
+        return xp.arange(self.num_timesteps, dtype=like.dtype), xp.asarray(self._table, like.dtype)
+
     def logsnr(self, t):
         xp = namespace(t)
-        index = self.num_timesteps * t - 1
-        inner = xp.interp(index, np.arange(self.num_timesteps), self._table)
+        index = xp.asarray(self.num_timesteps * t - 1)
+        inner = xp.interp(index, *self._columns(index))
         return xp.where(index < 0, self._table[0] - 2 * log(self.num_timesteps * t), inner)
 
     def _logsnr_prime(self, t):
@@ -274,7 +279,8 @@ class Discrete(Schedule):
 
     def t_of_logsnr(self, logsnr):
         xp = namespace(logsnr)
-        index = xp.interp(-logsnr, -self._table, np.arange(self.num_timesteps))
+        numbers, table = self._columns(xp.asarray(logsnr))
+        index = xp.interp(-logsnr, -table, numbers)
         first = xp.exp(0.5 * (self._table[0] - xp.maximum(logsnr, self._table[0])))
         return xp.where(logsnr > self._table[0], first, index + 1) / self.num_timesteps
 

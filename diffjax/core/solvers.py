@@ -159,8 +159,8 @@ def integrand(schedule: Schedule, grid, coordinate: str):
     slope = np.stack([p, q], -1)
     if (steep := np.abs(slope[:-1]).max(-1) > MAX_SLOPE).any():
         raise ValueError(
-            f'on {type(schedule).__name__} the slope in coordinate {coordinate!r} is unbounded at t = {t[:-1][steep][0]:g}'
-            ': choose another coordinate, or a grid that starts short of it'
+            f'on {type(schedule).__name__} the slope in coordinate {coordinate!r} is unbounded at '
+            f't = {t[:-1][steep][0]:g}: choose another coordinate, or a grid that starts short of it'
         )
     return t, n, u, slope
 
