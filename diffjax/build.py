@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -41,7 +42,7 @@ class DatasetSettings:
 
     name: str
     split: str = 'train'
-    test_split: str = 'test'
+    test_split: str = 'test'  # '': nothing is held out
     data_dir: str = ''  # '': TFDS's default
     flip: bool = False
     latent_scale: float = 0.18215
@@ -61,6 +62,9 @@ class SamplerSettings:
     params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
     batch_size: int = 256
 
+    def __post_init__(self):
+        _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
@@ -70,6 +74,10 @@ class EvaluationSettings:
     classifier: str = 'none'  # 'svc': scikit-learn's support vector machine on pixels
     noise_levels: int = 10
 
+    def __post_init__(self):
+        _check_least(0, 'evaluation', self, 'num_samples')
+        _check_least(1, 'evaluation', self, 'noise_levels')
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -78,6 +86,7 @@ class Experiment:
     seed: int
     dataset: DatasetSettings
     source: Source
+    test: Source | None  # the held-out split
     task: Denoising
     sampler: SamplerSettings
     evaluation: EvaluationSettings
@@ -88,6 +97,12 @@ class Experiment:
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         return self.source.image_shape
+
+    @property
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of one example as the source delivers it, without its values."""
+        example = self.source[0]
+        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in example.items()}
 
     def trainer(self) -> Trainer:
         def prepared(batch, key):
@@ -107,10 +122,15 @@ class Experiment:
 
     def guidance(self, settings: SamplerSettings | None = None) -> Guidance | None:
         """None where the scale is 1: no second branch is evaluated then."""
-        s = settings or self.sampler
+        s, num_classes = settings or self.sampler, self.task.num_classes
+        if not -1 <= s.negative_label <= num_classes:
+            raise ConfigError(
+                f'sampler.negative_label is a class from 0 to {max(num_classes - 1, 0)}, or -1 for the null condition; '
+                f'got {s.negative_label}'
+            )
         if s.guidance == 1:
             return None
-        if not self.task.num_classes:
+        if not num_classes:
             raise ConfigError(f'sampler.guidance = {s.guidance:g} needs labels, and this dataset has none')
         return Guidance(np.float32(s.guidance), np.float32(s.guidance_low), np.float32(s.guidance_high))
 
@@ -137,12 +157,16 @@ def build(config: Mapping[str, Any]) -> Experiment:
     mesh = section(make_mesh, config, 'mesh')
     optimizer = component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)()
     objective = build_loss(config)
-    source = open_source(dataset.name, dataset.split, data_dir=dataset.data_dir or None)
+    source, test = (
+        open_source(dataset.name, split, data_dir=dataset.data_dir or None) if split else None
+        for split in (dataset.split, dataset.test_split)
+    )
     task = build_task(config, objective, source)
     experiment = Experiment(
         seed=config['seed'],
         dataset=dataset,
         source=source,
+        test=test,
         task=task,
         sampler=sampler,
         evaluation=evaluation,
@@ -150,7 +174,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         mesh=mesh,
         optimizer=optimizer,
     )
-    experiment.plan(), experiment.guidance(), experiment.trainer()  # each checks itself
+    experiment.plan(), experiment.guidance(), experiment.trainer().init(experiment.batch_spec)  # each checks itself
     return experiment
 
 
@@ -180,8 +204,6 @@ def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> De
 def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:
     """The solver on the grid, checked against what the network can be asked."""
     objective = task.objective
-    if settings.num_steps < 1:
-        raise ConfigError(f'sampler.num_steps must be at least 1, got {settings.num_steps}')
     grid = component(grids, settings.grid, 'sampler.grid', 'schedule', 'num_steps')(
         objective.schedule, settings.num_steps
     )
@@ -231,7 +253,7 @@ def parse_component(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
         if bad := [key for key, equals, _ in pairs if not equals]:
             raise ConfigError(f'{where}: options are written name:option=value,..., got {bad[0]!r} in {spec!r}')
         return name.strip(), {key.strip(): _literal(value.strip()) for key, _, value in pairs}
-    if isinstance(spec, Mapping) and 'name' in spec:
+    if isinstance(spec, Mapping) and isinstance(spec.get('name'), str):
         return spec['name'], {key: value for key, value in spec.items() if key != 'name'}
     raise ConfigError(f"{where} is a name, 'name:option=value' or dict(name=..., ...); got {spec!r}")
 
@@ -261,6 +283,12 @@ def _check_keys(where: str, values: Mapping[str, Any], known, required=()) -> No
         raise ConfigError(f'{where} lacks {", ".join(missing)}')
 
 
+def _check_least(least: int, where: str, values: Any, *names: str) -> None:
+    for name in names:
+        if getattr(values, name) < least:
+            raise ConfigError(f'{where}.{name} must be at least {least}, got {getattr(values, name)}')
+
+
 def _suggest(name: str, known) -> str:
     close = difflib.get_close_matches(_plain(name), [_plain(k) for k in known], n=1)
     hint = [k for k in known if close and _plain(k) == close[0]]
@@ -274,5 +302,5 @@ def _plain(name: str) -> str:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it says it may raise
         return text

@@ -31,9 +31,12 @@ def main(argv: list[str]) -> None:
             if FLAGS.mode == 'train'
             else f'{FLAGS.workdir} holds no run: there is no config.json in it'
         )
+    import jax
+
     from diffjax.data import DatasetNotPrepared
     from diffjax.training.loop import NonFiniteError
 
+    jax.config.update('jax_traceback_filtering', 'tracebackhide')  # keeps JAX's frames, at which `_is_ours` looks
     try:
         {'train': train_run, 'sample': sample_run, 'evaluate': evaluate_run}[FLAGS.mode](Path(FLAGS.workdir))
     except DatasetNotPrepared as error:
@@ -115,7 +118,6 @@ def train_run(workdir: Path) -> None:
     if result.stopped:
         say(f'stopped by SIGTERM at step {result.step}, which is saved; the same command goes on from there')
         return
-    say(f'trained {result.step} steps')
     if experiment.evaluation.num_samples:
         say(f'drawing and measuring {experiment.evaluation.num_samples} samples')
         params = sampling_params(experiment, result.state)
@@ -125,6 +127,7 @@ def train_run(workdir: Path) -> None:
 
 def sample_run(workdir: Path) -> None:
     """Draws samples from a trained workdir as PNG and NPZ."""
+    import jax
     import numpy as np
 
     from diffjax.results import save_samples
@@ -153,6 +156,8 @@ def sample_run(workdir: Path) -> None:
     )
     name = f'{str(settings.solver).replace(":", "-").replace("/", "_")}-{settings.num_steps}steps'
     stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{name}-w{settings.guidance:g}-seed{FLAGS.seed}'
+    if jax.process_index():
+        return
     archive, picture = save_samples(stem.with_name(stem.name.replace('.', '_')), to_output(experiment, x), labels)
     say(f'{len(labels)} samples at step {step}: {picture} and {archive}')
 

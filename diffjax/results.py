@@ -1,6 +1,7 @@
 """What a trained run leaves to look at: samples, figures and a report."""
 
 import csv
+import functools
 import json
 import os
 import time
@@ -13,11 +14,12 @@ import numpy as np
 
 from diffjax.build import Experiment
 from diffjax.core.types import PyTree
-from diffjax.data import open_source, read_all
+from diffjax.data import read_all
 from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.report import evaluate_samples, write_report
 from diffjax.run import balanced_labels, make_sampler, to_output
+from diffjax.training.sharding import replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
 
@@ -49,19 +51,19 @@ def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray) -> tuple[Pa
 
 
 def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, float]]:
-    """The target's squared error on held-out examples by noise level, with its standard error."""
-    source = experiment.source
-    held_out = open_source(source.name, experiment.dataset.test_split, data_dir=experiment.dataset.data_dir or None)
-    count = min(len(held_out), HELD_OUT_EXAMPLES)
+    """The target's squared error on held-out examples by noise level, with its standard error. [] without such."""
+    if experiment.test is None:
+        return []
+    count = min(len(experiment.test), HELD_OUT_EXAMPLES)
     prepare, task = experiment.trainer().prepare, experiment.task
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
     def losses(params, batch, t):
         key, prepare_key = jax.random.split(jax.random.key(experiment.seed))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
         return task.losses_at(params, prepare(batch, prepare_key), t, keys)
 
-    batch = held_out.read(range(count))
+    batch = experiment.test.read(range(count))
 
     def loss_at(t):
         values = np.asarray(losses(params, batch, np.float32(t)), np.float64)
@@ -75,7 +77,7 @@ def measure(
 ) -> dict[str, Any]:
     """Draws `evaluation.num_samples` samples, measures them, and writes samples, figures.json and report.md.
 
-    No sample is rejected or selected.
+    No sample is rejected or selected. All processes draw; process 0 measures and writes, the others return {}.
     """
     settings, source = experiment.evaluation, experiment.source
     workdir = Path(workdir)
@@ -87,28 +89,29 @@ def measure(
     began = time.perf_counter()
     images = to_output(experiment, sampler(params, plan, labels, **options, progress=progress))
     seconds = time.perf_counter() - began
-    pictures = {'Samples': save_samples(workdir / 'samples', images, labels)[1]}
+    levels = held_out_loss(experiment, params)
+    if jax.process_index():
+        return {}
 
+    pictures = {'Samples': save_samples(workdir / 'samples', images, labels)[1]}
     figures: dict[str, Any] = {}
-    if source.kind == 'image':
-        data_dir = experiment.dataset.data_dir or None
-        test = read_all(open_source(source.name, experiment.dataset.test_split, data_dir=data_dir))
+    if source.kind == 'image' and experiment.test is not None:
         classifier = {} if settings.classifier == 'svc' and source.num_classes else None
-        figures |= evaluate_samples(images, labels, read_all(source), test, classifier=classifier)
+        figures |= evaluate_samples(images, labels, read_all(source), read_all(experiment.test), classifier=classifier)
     figures |= {
         'step': step,
         'evaluations_per_sample': plan.num_evaluations * (1 if guidance is None else 2),
         'seconds_per_sample': seconds / len(labels),
     }
-    levels = held_out_loss(experiment, params)
-    line_plot(
-        workdir / 'loss_by_noise_level.png',
-        {'': tuple(zip(*((row['t'], row['loss'], row['standard_error']) for row in levels)))},
-        xlabel='t (0 data, 1 noise)',
-        ylabel='squared error of the target',
-        yscale='log',
-    )
-    pictures['Loss by noise level, held-out images'] = workdir / 'loss_by_noise_level.png'
+    if levels:
+        line_plot(
+            workdir / 'loss_by_noise_level.png',
+            {'': tuple(zip(*((row['t'], row['loss'], row['standard_error']) for row in levels)))},
+            xlabel='t (0 data, 1 noise)',
+            ylabel='squared error of the target',
+            yscale='log',
+        )
+        pictures['Loss by noise level, held-out images'] = workdir / 'loss_by_noise_level.png'
     if curve := loss_curve(workdir):
         line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
         pictures['Training loss'] = workdir / 'loss.png'
@@ -148,7 +151,7 @@ def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict,
         title=f'{experiment.source.name}: samples and figures',
         summary=summary,
         pictures=pictures,
-        tables={'Loss by noise level, table': levels},
+        tables={'Loss by noise level, table': levels} if levels else {},
         config=settings,
     )
     part = workdir / 'figures.part'

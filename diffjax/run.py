@@ -42,14 +42,16 @@ class Sampler:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.num_traces = 0
 
-        def draw(params, plan, guidance, labels, baseline, keys):
+        everywhere, split = replicated(mesh), batch_sharding(mesh)
+
+        def draw(params, plan, guidance, labels, baseline, key_data, start):
             self.num_traces += 1  # runs when traced, not when called
+            keys = sample_keys(jax.random.wrap_key_data(key_data), self.batch_size, start)
+            labels, baseline, keys = jax.lax.with_sharding_constraint((labels, baseline, keys), split)
             return task.sample(params, (), plan, guidance, labels, keys, shape, baseline)
 
-        everywhere, split = replicated(mesh), batch_sharding(mesh)
-        self._draw = jax.jit(
-            draw, in_shardings=(None, everywhere, everywhere, split, split, split), out_shardings=everywhere
-        )
+        # Arguments are NumPy arrays, alike on every process, which jit takes only where they are not to be split.
+        self._draw = jax.jit(draw, in_shardings=(None, *[everywhere] * 6), out_shardings=everywhere)
 
     def __call__(
         self,
@@ -69,13 +71,15 @@ class Sampler:
             lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, pad(plan, rows, NUM_REMEMBERED, NUM_NOISES)
         )
         baseline = self._task.num_classes if negative_label < 0 else negative_label
+        key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
         chunks = []
         with tqdm(total=len(labels), unit='sample', disable=not progress, dynamic_ncols=True) as bar:
             for start in range(0, len(labels), self.batch_size):
                 part = labels[start : start + self.batch_size]
                 padded = np.pad(part, (0, self.batch_size - len(part)))
-                keys = sample_keys(jax.random.key(seed), self.batch_size, start)
-                x = self._draw(params, plan, guidance, padded, np.full_like(padded, baseline), keys)
+                x = self._draw(
+                    params, plan, guidance, padded, np.full_like(padded, baseline), key_data, np.int32(start)
+                )
                 chunks.append(np.asarray(x)[: len(part)])
                 bar.update(len(part))
         return np.concatenate(chunks)
@@ -93,17 +97,17 @@ class Run:
     step: int
     sampler: Sampler
 
-    def sample(
-        self, labels, *, seed: int = 0, guidance: float | None = None, negative_label: int = -1, **overrides: Any
-    ) -> np.ndarray:
+    def sample(self, labels, *, seed: int = 0, guidance: float | None = None, **overrides: Any) -> np.ndarray:
         """Samples for labels [N]: uint8 images [N, H, W, C] (float32 latents, where the run learned latents).
 
         Args:
             guidance: the scale; None for the config's.
             overrides: keys of the config's `sampler` section: solver='ddim:eta=0.5', grid='karras', num_steps=20.
+                `params` and `batch_size` are chosen when the run is loaded: load(..., overrides={'sampler': {...}}).
         """
-        if unknown := set(overrides) - set(SamplerSettings.__dataclass_fields__):
-            raise ConfigError(f'sampler: unknown key {sorted(unknown)[0]!r}')
+        valid = [name for name in SamplerSettings.__dataclass_fields__ if name not in ('params', 'batch_size')]
+        if unknown := [name for name in overrides if name not in valid]:
+            raise ConfigError(f'sample cannot change {unknown[0]!r}; valid: {", ".join(valid)}')
         settings = replace(self.experiment.sampler, **overrides)
         settings = settings if guidance is None else replace(settings, guidance=guidance)
         labels = check_labels(labels, self.experiment.task.num_classes)
@@ -112,7 +116,7 @@ class Run:
             build_plan(settings, self.experiment.task),
             labels,
             guidance=self.experiment.guidance(settings),
-            negative_label=negative_label,
+            negative_label=settings.negative_label,
             seed=seed,
         )
         return to_output(self.experiment, x)
@@ -122,7 +126,7 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
     """The newest checkpoint of a workdir as a `Run`.
 
     Args:
-        overrides: sections to change before building, such as {'sampler': {'params': 'raw'}, 'mesh': {...}}.
+        overrides: what to change before building, such as {'sampler': {'params': 'raw'}, 'mesh': {...}}.
 
     Raises FileNotFoundError where there is no run.
     """
@@ -130,7 +134,8 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
     if config is None:
         raise FileNotFoundError(f'{workdir} holds no run: there is no config.json in it')
     for name, values in (overrides or {}).items():
-        config[name] = {**config[name], **values}
+        there = config.get(name)
+        config[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
     experiment = build(config)
     state, step = restore(experiment, workdir)
     return Run(
@@ -153,8 +158,7 @@ def restore(experiment: Experiment, workdir: str | os.PathLike) -> tuple[TrainSt
     folder = Path(workdir) / 'checkpoints'
     if not folder.is_dir():
         raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
-    raw = jax.eval_shape(lambda: {name: jnp.asarray(a)[None] for name, a in experiment.source[0].items()})
-    _, shapes, shardings = experiment.trainer().init(raw)
+    _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
     checkpoints = Checkpoints(folder)
     restored = checkpoints.restore_newest(abstract(shapes, shardings))
     checkpoints.close()
@@ -182,12 +186,13 @@ def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:
 
 
 def check_labels(labels, num_classes: int) -> np.ndarray:
-    """Labels as int32 [N]. Raises ConfigError for one that is no class (the null label, num_classes, is allowed)."""
+    """Labels as int32 [N], N > 0. Raises ConfigError for one that is no class (the null, num_classes, is allowed)."""
     labels = np.atleast_1d(np.asarray(labels))
     if (
         labels.dtype.kind not in 'iu'
         or labels.ndim != 1
-        or (len(labels) and not 0 <= labels.min() <= labels.max() <= num_classes)
+        or not len(labels)
+        or not 0 <= labels.min() <= labels.max() <= num_classes
     ):
         raise ConfigError(f'labels are whole numbers from 0 to {max(num_classes - 1, 0)}; got {labels.tolist()}')
     return labels.astype(np.int32)

@@ -125,6 +125,7 @@ def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Call
     state, step, notes = restored or (make(), 0, {})
     if step >= settings.num_steps:
         checkpoints.close()
+        announce(f'all {step} steps have been trained before')
         return Result(state, step, stopped=False)
     if step:
         announce(f'going on from checkpoint {step}')
@@ -214,7 +215,7 @@ def _sigterm():
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: it was not Python's
 
 
 def _agreed(signalled: list, step: int, log_every_steps: int) -> bool:

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules, put together from optax."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from diffjax.core.types import PyTree
@@ -24,7 +25,7 @@ def learning_rate_schedule(peak: float, decay: str, warmup_steps: int, num_steps
         'constant': optax.constant_schedule(peak),
         'cosine': optax.cosine_decay_schedule(peak, left),
         'linear': optax.linear_schedule(peak, 0.0, left),
-        'rsqrt': lambda step: peak * (1 + step / max(warmup_steps, 1)) ** -0.5,
+        'rsqrt': lambda step: peak * (1 + jnp.maximum(step, 0) / max(warmup_steps, 1)) ** -0.5,
     }[decay]
     if warmup_steps == 0:
         return after

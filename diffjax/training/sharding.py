@@ -21,9 +21,9 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     Raises ValueError when the product is not the number of devices.
     """
     num_devices = jax.device_count()
-    shape = [data, fsdp]
-    if shape.count(-1) == 1 and num_devices % -np.prod(shape) == 0:
-        shape[shape.index(-1)] = num_devices // -int(np.prod(shape))
+    shape, given = [data, fsdp], max(data, fsdp)
+    if shape.count(-1) == 1 and given > 0 and num_devices % given == 0:
+        shape[shape.index(-1)] = num_devices // given
     if min(shape) < 1 or np.prod(shape) != num_devices:
         raise ValueError(f'mesh.data = {data} times mesh.fsdp = {fsdp} does not cover the {num_devices} devices here')
     return jax.make_mesh(tuple(shape), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)

@@ -1,5 +1,6 @@
 """The train state: arrays only."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,6 @@ def update_ema(ema: PyTree, params: PyTree, decay: float, num_updates: Array) ->
     ema_n = sum_i decay^(n - i) params_i / sum_i decay^(n - i), as a recursion; num_updates is n = 1, 2, ... Neither the
     initial parameters nor zero stays in it, which is the correction of Adam (Kingma & Ba 2015, section 3).
     """
-    log_decay = jnp.log(jnp.float32(decay))
+    log_decay = jnp.float32(math.log(decay))  # the logarithm in float64: a float32 decay knows 1 - d only to 6e-8
     share = jnp.expm1(log_decay) / jnp.expm1(num_updates * log_decay)  # (1 - d) / (1 - d^n)
     return jax.tree.map(lambda e, p: e + share * (p - e), ema, params)

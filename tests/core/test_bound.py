@@ -72,7 +72,7 @@ def test_the_ends_of_the_learned_variance():
     'fraction, variance', [(None, BETAS[1] * (1 - ABAR[0]) / (1 - ABAR[1])), (1.0, BETAS[0])], ids=['lower', 'upper']
 )
 def test_the_first_term_is_the_likelihood_of_a_bin(fraction, variance):
-    """s = 0: discretised likelihood around x0_hat, variance from beta~ of the step above to beta of this one (IDDPM)."""
+    """s = 0: a discretised likelihood; variances from beta~ of the step above to beta of this one (IDDPM)."""
     x0 = (2 * np.array([[0, 3, 128, 254, 255]]) / 255 - 1).repeat(4, 0)
     guess = x0 + np.random.default_rng(2).normal(0, 0.01, x0.shape)
     with jax.enable_x64(True):

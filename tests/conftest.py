@@ -1,0 +1,103 @@
+"""What all tests share: eight fake devices, and for a whole session one folder of datasets and compiled programs.
+
+This file runs before jax is imported. Workers of pytest-xdist, and processes that tests start, inherit the folder from
+the process that began the session.
+"""
+
+import contextlib
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+assert 'jax' not in sys.modules, 'the settings below are read when jax is imported'
+
+OWNER = 'DIFFJAX_TESTS' not in os.environ
+if OWNER:
+    os.environ['DIFFJAX_TESTS'] = tempfile.mkdtemp(prefix='diffjax-tests-')
+SESSION = Path(os.environ['DIFFJAX_TESTS'])
+ROOT = Path(__file__).parents[1]
+
+os.environ |= {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'TFDS_DATA_DIR': str(SESSION / 'datasets'),
+    'JAX_COMPILATION_CACHE_DIR': str(SESSION / 'programs'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+}
+
+
+def pytest_unconfigure(config):
+    del config
+    if OWNER:
+        shutil.rmtree(SESSION, ignore_errors=True)
+
+
+@pytest.fixture(scope='module')
+def fast_compilation():
+    """What tests run takes milliseconds and compiles for seconds: leave the compiler's optimiser out."""
+    import jax
+
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture
+def compiles():
+    """`with compiles() as names:` collects one entry for each program that the backend is asked for."""
+    import jax
+
+    @contextlib.contextmanager
+    def count():
+        names = []
+
+        def listen(name, seconds, **kwargs):
+            del seconds
+            if name == '/jax/core/compile/backend_compile_duration':
+                names.append(kwargs.get('fun_name', name))
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield names
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return count
+
+
+@pytest.fixture(scope='session')
+def get_config():
+    """(name, argument='') -> the config of configs/NAME.py."""
+
+    def get(name, argument=''):
+        return runpy.run_path(str(ROOT / 'configs' / f'{name}.py'))['get_config'](argument)
+
+    return get
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, get_config):
+    """A workdir of `configs/digits.py:smoke`, trained but not yet sampled from. Copy it before changing it."""
+    import jax
+
+    from diffjax.build import build
+    from diffjax.data import make_iterator
+    from diffjax.training.loop import train
+    from diffjax.workdir import write_config
+
+    workdir, config = tmp_path_factory.mktemp('trained') / 'digits', get_config('digits', 'smoke').to_dict()
+    experiment = build(config)
+    workdir.mkdir()
+    write_config(workdir, config)
+    batches = make_iterator(experiment.source, batch_size=experiment.training.batch_size, seed=experiment.seed)
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    train(experiment.trainer(), batches, workdir, announce=lambda text: None)
+    jax.config.update('jax_disable_most_optimizations', before)
+    return workdir

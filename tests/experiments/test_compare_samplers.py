@@ -1,0 +1,101 @@
+"""The comparison of samplers on an oracle, whose errors and evaluations are known beforehand, and on a tiny run."""
+
+import csv
+
+import pytest
+
+COLUMNS = 'schedule,grid,solver,num_steps,num_evaluations,error,seconds_per_sample'
+
+
+@pytest.fixture(scope='module')
+def comparison(experiment, tmp_path_factory):
+    """(rows of results.csv, text of the report, folder) of one small comparison."""
+    out = tmp_path_factory.mktemp('comparison')
+    experiment('compare_samplers').main(
+        ['--oracle=gmm2d', '--schedules=cosine,edm', '--grids=uniform,karras', '--steps=20,10,40', f'--out={out}']
+        + ['--num_samples=256', '--num_paths=64']
+    )
+    with open(out / 'results.csv', newline='') as file:
+        return list(csv.DictReader(file)), (out / 'report.md').read_text(), out
+
+
+def lines(rows, **wanted):
+    """{number of steps: row} of the rows that have these values."""
+    found = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return {int(row['num_steps']): row for row in found}
+
+
+def test_the_csv_has_the_promised_columns_and_every_solver(comparison):
+    from diffjax.core import solvers
+
+    rows, _, out = comparison
+    assert ','.join(rows[0]).startswith(COLUMNS + ',')
+    assert {row['solver'].partition(':')[0] for row in rows} == set(solvers.__all__)
+    assert {(row['schedule'], row['grid']) for row in rows} == {
+        (schedule, grid) for schedule in ('cosine', 'edm') for grid in ('uniform', 'karras')
+    }
+    assert (out / 'errors.png').stat().st_size > 10_000 and (out / 'distributions.png').stat().st_size > 10_000
+
+
+def test_one_compilation_for_each_schedule(comparison):
+    assert '**2 compilation(s)**' in comparison[1]
+
+
+def test_evaluations_are_counted(comparison):
+    rows = comparison[0]
+    for steps, row in lines(rows, schedule='edm', grid='karras', solver='heun:coordinate=sigma/alpha').items():
+        assert int(row['num_evaluations']) == 2 * steps - 1  # the last step ends at sigma = 0
+    for steps, row in lines(rows, schedule='edm', grid='karras', solver='dpmpp_2m').items():
+        assert int(row['num_evaluations']) == steps
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'edm'])
+@pytest.mark.parametrize('solver', ['ddim:eta=0', 'dpmpp_2m', 'heun:coordinate=sigma/alpha', 'heun:coordinate=angle'])
+def test_the_distance_to_the_exact_flow_falls_with_steps(comparison, schedule, solver):
+    found = lines(comparison[0], schedule=schedule, grid='karras', solver=solver)
+    assert {row['error_kind'] for row in found.values()} == {'flow'}
+    errors = [float(found[steps]['error']) for steps in (10, 20, 40)]
+    assert errors[0] > 1.3 * errors[1] > 1.3**2 * errors[2], errors
+
+
+def test_solvers_agree_where_theory_says_so(comparison):
+    """In EDM's time t is sigma / alpha up to a factor: Euler in t is DDIM, and Heun is the same in both."""
+    rows = comparison[0]
+    for one, other in (('euler:coordinate=t', 'ddim:eta=0'), ('heun:coordinate=t', 'heun:coordinate=sigma/alpha')):
+        a, b = (lines(rows, schedule='edm', grid='karras', solver=name) for name in (one, other))
+        for steps, row in a.items():
+            assert float(row['error']) == pytest.approx(float(b[steps]['error']), rel=1e-6)
+
+
+def test_stochastic_solvers_are_measured_as_distributions(comparison):
+    rows, report, _ = comparison
+    kinds = {row['solver']: row['error_kind'] for row in rows}
+    assert kinds['ddpm:variance=small'] == kinds['ddim:eta=0.5'] == 'distribution'
+    assert kinds['ddim:eta=0'] == 'flow'
+    assert '*' in next(line for line in report.splitlines() if line.startswith('| uniform | ddpm:variance=small'))
+
+
+def test_the_distribution_distance_is_zero_for_equal_quantiles_and_sees_a_shift(experiment):
+    import numpy as np
+
+    from diffjax.core import oracles
+
+    mixture = oracles.GaussianMixture(weights=np.ones(1), means=np.zeros((1, 2)), variances=np.ones((1, 2)))
+    distance = experiment('compare_samplers').SlicedWasserstein(mixture, 5_000, seed=0)
+    x = np.random.default_rng(0).standard_normal((5_000, 2))
+    assert distance(x) < 0.1 and distance.floor < 0.1
+    # a shift by m moves the quantiles of direction u by m . u, whose mean square over directions is |m|^2 / 2
+    assert distance(x + np.array([3.0, 0.0])) == pytest.approx(3 / np.sqrt(2), rel=0.15)
+
+
+def test_mistakes_are_one_line(experiment, tmp_path):
+    main = experiment('compare_samplers').main
+    for arguments, message in (
+        (['--oracle=gmm2d', '--solvers=heum'], 'did you mean heun'),
+        (['--oracle=gmm2d', '--grids=log'], 'valid: '),
+        ([f'--workdir={tmp_path}'], 'holds no run'),
+        (['--oracle=gmm2d', '--solvers=ddim:eta=3', '--schedules=flow'], 'eta lies in'),
+    ):
+        with pytest.raises(SystemExit, match='error: .*' + message) as caught:
+            main([*arguments, '--num_samples=4', f'--out={tmp_path / "out"}'])
+        assert '\n' not in str(caught.value)

@@ -1,0 +1,286 @@
+"""From a config to objects: whatever fits is built, and whatever does not is told in one line."""
+
+import copy
+import itertools
+import os
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffjax import nets
+from diffjax.build import (
+    ConfigError,
+    SamplerSettings,
+    build,
+    build_loss,
+    build_plan,
+    component,
+    parse_component,
+)
+from diffjax.core import grids, parameterizations, schedules, solvers, times, weights
+from diffjax.core.types import Model
+from diffjax.tasks import Denoising
+from diffjax.training import optimizers
+
+
+@pytest.fixture
+def config(get_config):
+    return get_config('digits', 'smoke').to_dict()
+
+
+def changed(config, key, value):
+    """The config with config[a][b] = value for key 'a.b'; a value of None removes the key."""
+    config = copy.deepcopy(config)
+    *sections, last = key.split('.')
+    node = config
+    for name in sections:
+        node = node[name]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return config
+
+
+# Specs of components.
+
+names = st.from_regex(r'[A-Za-z][A-Za-z0-9_]{0,12}', fullmatch=True)
+numbers = st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False)
+words = st.from_regex(r'[a-z][a-z_/]{0,9}', fullmatch=True).filter(lambda word: word not in ('none', 'true', 'false'))
+values = numbers | words | st.booleans() | st.none()
+
+
+@given(names, st.dictionaries(names, values, max_size=4))
+def test_the_two_ways_to_write_a_component_agree(name, options):
+    text = f'{name}:{",".join(f"{key}={value}" for key, value in options.items())}'
+    as_dict = dict(options) | {'name': name}
+    if 'name' not in options:
+        assert parse_component(as_dict, 'x') == (name, options)
+    parsed = parse_component(text, 'x')
+    assert parsed == (name, options)
+    assert [type(value) for value in parsed[1].values()] == [type(value) for value in options.values()]
+
+
+@given(names)
+def test_a_bare_name_has_no_options(name):
+    assert parse_component(name, 'x') == parse_component(f'{name}:', 'x') == (name, {})
+    assert parse_component({'name': name}, 'x') == (name, {})
+
+
+@settings(max_examples=300)
+@given(st.text() | st.text('{}[]()=:,"\'0123456789abc\x00\n-+*', max_size=30) | values | st.lists(values))
+def test_any_spec_is_parsed_or_refused(spec):
+    """And what is refused as a name is refused in one line that lists the right ones."""
+    try:
+        name, options = parse_component(spec, 'schedule')
+    except ConfigError as error:
+        assert str(error).startswith('schedule')
+        return
+    assert isinstance(name, str) and all(isinstance(key, str) for key in options)
+    try:
+        component(schedules, spec, 'schedule')
+    except ConfigError as error:
+        assert str(error).startswith('schedule')
+
+
+@pytest.mark.parametrize('text', ["\"__import__('os').system('false')\"", '(lambda: 1/0)()', '[].append(1)', '1/0'])
+def test_nothing_in_a_spec_is_executed(text, monkeypatch):
+    def system(command):
+        raise AssertionError(f'ran {command}')
+
+    monkeypatch.setattr(os, 'system', system)
+    _, options = parse_component(f'ddim:eta={text}', 'sampler.solver')
+    assert isinstance(options['eta'], str)
+
+
+def test_a_deeply_nested_value_is_a_string():
+    text = '(' * 5000
+    assert parse_component(f'ddim:eta={text}', 'x') == ('ddim', {'eta': text})
+
+
+NEEDED = {
+    'DiT': {'patch_size': 2, 'hidden_size': 32, 'depth': 1, 'num_heads': 2},
+    'UNet': {'base_channels': 8},
+}
+
+
+@pytest.mark.parametrize('module', [schedules, parameterizations, times, weights, grids, solvers, optimizers, nets])
+def test_every_name_is_found_however_it_is_written(module):
+    given = {'num_classes': 3, 'out_channels': 1} if module is nets else {'num_steps': 9}
+    for name in module.__all__:
+        for written in (name, name.lower(), name.upper(), name.replace('_', '')):
+            spec = {'name': written, **NEEDED.get(name, {})}
+            assert callable(component(module, spec, 'x', 'schedule', 'grid', 'level', **given))
+            if name not in NEEDED:
+                assert callable(component(module, f' {written} :', 'x', 'schedule', 'grid', 'level', **given))
+
+
+def test_positional_and_given_parameters_are_not_options():
+    for key in ('schedule', 'grid'):
+        with pytest.raises(ConfigError, match=f'unknown key {key!r}'):
+            component(solvers, {'name': 'ddim', key: 1}, 'sampler.solver', 'schedule', 'grid')
+    with pytest.raises(ConfigError, match="unknown key 'num_steps'"):
+        component(optimizers, {'name': 'adamw', 'num_steps': 3}, 'optimizer', num_steps=9)
+    with pytest.raises(ConfigError, match="unknown key 'parent'"):
+        component(nets, {'name': 'MLP', 'parent': 3}, 'network', num_classes=1, out_channels=1)
+
+
+# Every combination.
+
+
+def test_every_combination_of_a_loss_is_built_or_refused_with_a_reason():
+    built, refused = [], []
+    for names in itertools.product(
+        schedules.__all__, parameterizations.__all__, times.__all__, weights.__all__, (False, True)
+    ):
+        config = dict(zip(('schedule', 'target', 'times', 'weight', 'learned_variance'), names))
+        try:
+            loss = build_loss(config)
+        except ValueError as error:
+            assert '\n' not in str(error) and len(str(error)) > 40
+            refused.append((names, str(error)))
+            continue
+        assert type(loss.schedule).__name__ == names[0] and type(loss.parameterization).__name__ == names[1]
+        assert type(loss.times).__name__ == names[2] and (loss.bound_scale is not None) == names[4]
+        built.append(names)
+    assert {n[4] and n[2] != 'Discrete' for n in built} == {False}  # a learned variance needs the chain's times
+    assert len(built) > len(refused) / 4
+    published = [
+        ('Linear', 'Eps', 'Discrete', 'eps', True),
+        ('Linear', 'Eps', 'Discrete', 'eps', False),
+        ('Cosine', 'V', 'Uniform', 'target', False),
+        ('Flow', 'Velocity', 'Uniform', 'target', False),
+        ('Flow', 'Velocity', 'LogitNormal', 'target', False),
+        ('EDM', 'EDM', 'LogNormalSigma', 'edm', False),
+        ('Cosine', 'Eps', 'Discrete', 'min_snr', False),
+        ('Cosine', 'V', 'Uniform', 'sigmoid', False),
+    ]
+    missing = [(names, reason) for names, reason in refused if names in published]
+    assert missing == []
+
+
+def test_every_combination_of_a_plan_is_built_or_refused_with_a_reason():
+    """Finite tables, as many network calls as the solver takes, or one line."""
+    built = 0
+    for schedule, target in itertools.product(schedules.__all__, parameterizations.__all__):
+        try:
+            objective = build_loss(
+                {
+                    'schedule': schedule,
+                    'target': target,
+                    'times': 'uniform:low=1e-3,high=0.999',
+                    'weight': 'target',
+                    'learned_variance': False,
+                }
+            )
+        except ValueError:
+            continue
+        task = Denoising(model=Model(None, None), objective=objective)
+        for solver, grid in itertools.product(solvers.__all__, grids.__all__):
+            try:
+                plan = build_plan(SamplerSettings(solver=solver, grid=grid, num_steps=4), task)
+            except ValueError as error:
+                assert '\n' not in str(error) and len(str(error)) > 40
+                continue
+            built += 1
+            assert 4 <= plan.num_evaluations <= 8
+            assert all(np.isfinite(table).all() for table in plan)
+    assert built > 150
+
+
+@pytest.mark.parametrize('name', optimizers.__all__)
+@pytest.mark.parametrize('decay', optimizers.DECAYS)
+def test_every_optimiser(config, name, decay):
+    config['optimizer'] = {'name': name, 'decay': decay, 'warmup_steps': 1, 'clip_norm': 1.0}
+    assert build(config).optimizer.update is not None
+
+
+# Mistakes.
+
+MISTAKES = [
+    ('sead', 1, ["unknown key 'sead'", 'did you mean seed?', 'dataset', 'optimizer']),
+    ('network.hiden_size', 32, ["unknown key 'hiden_size'", 'did you mean hidden_size?', 'patch_size', 'depth']),
+    ('training.batchsize', 16, ["unknown key 'batchsize'", 'did you mean batch_size?', 'log_every_steps']),
+    ('mesh.model', 1, ["mesh: unknown key 'model'", 'valid: data, fsdp']),
+    ('seed', None, ['the config lacks seed']),
+    ('training', None, ['lacks training']),
+    ('network.depth', None, ["network 'DiT' needs depth"]),
+    ('dataset.name', None, ['dataset lacks name']),
+    ('training', 3, ['training is a section with keys, got 3']),
+    ('schedule', 'cosin', ["schedule: unknown name 'cosin'", 'did you mean Cosine?', 'Flow']),
+    ('target', 'noise', ["target: unknown name 'noise'", 'Eps', 'Velocity']),
+    ('network.name', 'resnet', ["network: unknown name 'resnet'", 'DiT, UNet']),
+    ('optimizer.name', 'lion', ["optimizer: unknown name 'lion'", 'valid: adam, adamw, sgd']),
+    ('sampler.solver', 'unipc', ["sampler.solver: unknown name 'unipc'", 'dpmpp_2m', 'heun']),
+    ('sampler.solver', 'ddim:etta=1', ["sampler.solver 'ddim': unknown key 'etta'", 'did you mean eta?']),
+    ('sampler.solver', 'ddim:eta', ['options are written name:option=value', "'eta'"]),
+    ('sampler.solver', 'ddim:eta=2', ["sampler.solver 'ddim'", 'eta lies in [0, 1], got 2']),
+    ('sampler.solver', 'heun:coordinate=lambda', ['coordinate is one of', "'lambda'"]),
+    ('sampler.solver', 'ddpm:variance=learned', ['a learned variance, which this network does not have']),
+    ('sampler.grid', 'cosine', ["sampler.grid: unknown name 'cosine'", 'karras, logsnr, uniform']),
+    ('sampler.num_steps', 0, ['sampler.num_steps must be at least 1, got 0']),
+    ('sampler.batch_size', 0, ['sampler.batch_size must be at least 1, got 0']),
+    ('sampler.params', 'emma', ["sampler.params is 'raw' or one of ema; got 'emma'"]),
+    ('sampler.negative_label', 11, ['sampler.negative_label is a class from 0 to 9', 'got 11']),
+    ('evaluation.classifier', 'resnet', ["evaluation.classifier is 'none' or 'svc', got 'resnet'"]),
+    ('evaluation.num_samples', -1, ['evaluation.num_samples must be at least 0, got -1']),
+    ('evaluation.noise_levels', 0, ['evaluation.noise_levels must be at least 1, got 0']),
+    ('optimizer.decay', 'cos', ["optimizer 'adamw'", 'constant, cosine, linear, rsqrt']),
+    ('optimizer.warmup_steps', 4, ['warmup_steps = 4 must be below num_steps = 4']),
+    ('training.batch_size', 20, ['batch_size = 20 does not divide over 8 devices', '16 or 24 would']),
+    ('training.num_microbatches', 4, ['batch_size = 16 does not divide over 8 devices x 4 microbatches', '32 would']),
+    ('training.num_steps', 0, ['training.num_steps must be at least 1, got 0']),
+    ('training.ema.ema', 1.0, ['training.ema.ema is a decay between 0 and 1, got 1.0']),
+    ('mesh.fsdp', 3, ['mesh.data = -1 times mesh.fsdp = 3 does not cover the 8 devices here']),
+    ('network.num_heads', 5, ['hidden_size=32 must be a multiple of 5']),
+    ('network.patch_size', 3, ['height and width must be multiples of patch_size=3, got 8x8']),
+    ('network.compute_dtype', 'fp8', ["compute_dtype='fp8'", 'bfloat16']),
+    ('network', {'name': 'MLP'}, ['MLP takes x of shape [B, D], got (1, 8, 8, 1)']),
+    ('network', 'DiT', ["network 'DiT' needs patch_size, hidden_size, depth, num_heads"]),
+    ('network', 7, ['network is a name', 'got 7']),
+    ('network', {'name': 7}, ['network is a name', '7']),
+    ('label_drop', 1.0, ['label_drop is a probability below 1, got 1.0']),
+    ('learned_variance', True, ['a learned variance needs discrete times, got Uniform']),
+    ('target', 'eps', ['t =']),  # an eps network cannot be asked at alpha = 0
+    ('dataset.name', 'digitz', ["There is no dataset called 'digitz'", 'Did you mean digits']),
+    ('dataset.split', 'training', ["'digits' has no split 'training'", 'test', 'train']),
+    ('dataset.test_split', 'validation', ["'digits' has no split 'validation'", 'test', 'train']),
+    ('dataset.name', 'cifar10', ["'cifar10' is not prepared", 'python -m diffjax.data prepare cifar10']),
+    ('dataset.name', 'imagenet256_latents', ['is not prepared', '--manual_dir=DIR']),
+]
+
+
+@pytest.mark.parametrize('key, value, fragments', MISTAKES, ids=[f'{key}={value}' for key, value, _ in MISTAKES])
+def test_a_mistake_is_told_in_one_line(config, compiles, key, value, fragments):
+    """With what is right; and no program of any size has been compiled by then."""
+    with compiles() as programs, pytest.raises(ValueError) as caught:
+        build(changed(config, key, value))
+    message = str(caught.value)
+    assert '\n' not in message
+    for fragment in fragments:
+        assert fragment in message
+    assert not [name for name in programs if 'step' in name or 'make' in name or 'draw' in name]
+
+
+def test_guidance_needs_labels(config):
+    experiment = build(config)
+    no_labels = Denoising(model=experiment.task.model, objective=experiment.task.objective)
+    unconditional = replace(experiment, task=no_labels)
+    assert unconditional.guidance() is None
+    with pytest.raises(ConfigError, match='sampler.guidance = 2 needs labels'):
+        unconditional.guidance(replace(experiment.sampler, guidance=2.0))
+    assert experiment.guidance() is None
+    assert experiment.guidance(replace(experiment.sampler, guidance=2.0, guidance_low=0.25)) == (2.0, 0.25, 1.0)
+
+
+def test_building_twice_gives_equal_shapes_and_changes_no_config(config):
+    before = copy.deepcopy(config)
+    first, second = build(config), build(config)
+    assert config == before
+    shapes = [jax.tree.map(lambda s: s.shape, e.trainer().init(e.batch_spec)[1].params) for e in (first, second)]
+    assert shapes[0] == shapes[1]
+    assert first.sample_shape == (8, 8, 1) and len(first.source) == 1437 and len(first.test) == 360

@@ -1,0 +1,172 @@
+"""Where arrays live, and that it makes no difference to what is learned."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from diffjax.core import parameterizations, schedules, times, weights
+from diffjax.core.losses import Loss
+from diffjax.nets import DiT, as_model
+from diffjax.tasks import Denoising
+from diffjax.training import optimizers
+from diffjax.training.loop import Settings, Trainer
+from diffjax.training.sharding import (
+    SCANNED,
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    parameter_spec,
+    replicated,
+    state_shardings,
+)
+
+
+@pytest.mark.parametrize(
+    'shape, size, scanned, spec',
+    [
+        ((64, 32), 2, False, P('fsdp', None)),  # the larger axis
+        ((32, 64), 2, False, P(None, 'fsdp')),
+        ((64, 64), 2, False, P(None, 'fsdp')),  # the last of equals
+        ((63, 32), 2, False, P(None, 'fsdp')),  # the larger is not divisible
+        ((63, 33), 2, False, P()),
+        ((3, 3, 16, 64), 8, False, P(None, None, None, 'fsdp')),
+        ((1024,), 2, False, P('fsdp')),
+        ((1022,), 2, False, P()),  # small
+        ((64, 64), 1, False, P()),
+        ((), 2, False, P()),
+        ((0, 64), 2, False, P()),
+        ((64, 32, 48), 2, True, P(None, None, 'fsdp')),  # the first axis is of layers
+        ((64, 33, 32), 2, True, P(None, None, 'fsdp')),
+        ((2048, 33), 2, True, P()),
+        ((64, 33, 31), 2, True, P()),
+    ],
+)
+def test_parameter_spec(shape, size, scanned, spec):
+    assert parameter_spec(shape, size, scanned=scanned) == spec
+
+
+def test_the_axis_of_stacked_layers_is_never_split(make_mesh):
+    """With more layers than anything else is long, the first axis would be the largest."""
+    depth = 128
+    network = DiT(patch_size=2, hidden_size=32, depth=depth, num_heads=2, num_classes=3, out_channels=1)
+    init = functools.partial(as_model(network).init, jax.random.key(0))
+    params = jax.eval_shape(init, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, int))
+    assert SCANNED in params and params[SCANNED]['mlp_in']['kernel'].shape == (depth, 32, 128)
+    optimizer = optimizers.adamw(num_steps=10)
+    state = {'params': params, 'opt_state': jax.eval_shape(optimizer.init, params)}
+    shardings = state_shardings(make_mesh(4, 2), state)
+    split = 0
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):
+        spec = tuple(sharding.spec)
+        if leaf.shape[:1] == (depth,) and leaf.ndim > 1 and spec:
+            assert spec[0] is None and 'fsdp' in spec
+            split += 1
+    assert split == 3 * 10  # parameters and both moments, five kernels and five biases
+
+
+@pytest.mark.parametrize(
+    'data, fsdp, shape', [(-1, 1, (8, 1)), (-1, 2, (4, 2)), (4, -1, (4, 2)), (1, 8, (1, 8)), (8, 1, (8, 1))]
+)
+def test_make_mesh(data, fsdp, shape):
+    mesh = make_mesh(data, fsdp)
+    assert dict(mesh.shape) == dict(zip(('data', 'fsdp'), shape))
+    assert {d.id for d in mesh.devices.flat} == set(range(8))
+
+
+@pytest.mark.parametrize('data, fsdp', [(-1, 3), (3, -1), (4, 4), (-1, -1), (0, 8), (2, 2), (-2, 4), (-1, 0), (-8, -1)])
+def test_make_mesh_refuses(data, fsdp):
+    with pytest.raises(ValueError, match=f'mesh.data = {data} times mesh.fsdp = {fsdp} does not cover the 8 devices'):
+        make_mesh(data, fsdp)
+
+
+def test_check_batch(make_mesh):
+    mesh = make_mesh(4, 2)
+    for batch_size, parts in ((8, 1), (64, 4), (32, 4)):
+        check_batch(batch_size, parts, mesh)
+    with pytest.raises(ValueError, match='8 devices x 1 microbatches; 96 or 104 would'):
+        check_batch(100, 1, mesh)
+    with pytest.raises(ValueError, match='8 devices x 4 microbatches; 32 would'):
+        check_batch(8, 4, mesh)
+
+
+def test_batches_are_split_over_every_device(make_mesh):
+    x = jax.device_put(np.arange(16), batch_sharding(make_mesh(4, 2)))
+    pieces = sorted(tuple(np.asarray(shard.data)) for shard in x.addressable_shards)
+    assert pieces == [(2 * i, 2 * i + 1) for i in range(8)]
+    assert jax.device_put(np.arange(16), replicated(make_mesh(4, 2))).is_fully_replicated
+
+
+# A small diffusion transformer, its trunk scanned, on three meshes.
+
+STEPS = 10
+LAYOUTS = {'one': (1, 1), 'data': (8, 1), 'both': (4, 2)}
+
+
+@functools.cache
+def curve(layout):
+    """(losses, state at the start, state at the end) as host arrays, and the live final state."""
+    objective = Loss(
+        schedule=schedules.Flow(),
+        parameterization=parameterizations.Velocity(),
+        times=times.Uniform(),
+        weight=weights.target,
+    )
+    network = DiT(patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=3, out_channels=1)
+    devices = np.array(jax.devices()[: np.prod(LAYOUTS[layout])]).reshape(LAYOUTS[layout])
+    trainer = Trainer(
+        task=Denoising(model=as_model(network), objective=objective, num_classes=3, label_drop=0.2),
+        optimizer=optimizers.adamw(num_steps=1000, learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0),
+        settings=Settings(num_steps=STEPS, batch_size=16, num_microbatches=1 if layout == 'one' else 2, ema={'e': 0.9}),
+        prepare=lambda raw, key: raw,
+        mesh=jax.sharding.Mesh(devices, ('data', 'fsdp')),
+    )
+    rng = np.random.default_rng(0)
+    batch = {'x0': rng.uniform(-1, 1, (16, 8, 8, 1)).astype(np.float32), 'label': np.arange(16, dtype=np.int32) % 3}
+    make, _, shardings = trainer.init(batch)
+    state = make()
+    start = jax.tree.map(np.asarray, state.params)
+    step, losses = trainer.step(shardings), []
+    batch = jax.device_put(batch, batch_sharding(trainer.mesh))
+    for _ in range(STEPS):
+        state, metrics = step(state, (), batch)
+        losses.append(float(metrics['loss']))
+    return losses, start, jax.tree.map(np.asarray, state.params), state
+
+
+@pytest.mark.parametrize('layout', ['data', 'both'])
+def test_every_mesh_learns_the_same(layout):
+    """Also with two microbatches: each example's noise and label drop are its own."""
+    one, other = curve('one'), curve(layout)
+    jax.tree.map(np.testing.assert_array_equal, one[1], other[1])  # born alike, bit for bit
+    np.testing.assert_allclose(other[0], one[0], rtol=2e-4)
+    assert one[0][-1] < 0.9 * one[0][0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one[2], other[2])
+
+
+def test_state_is_born_split_and_stays_so():
+    """Half of every large array on each half of the mesh: parameters, both moments and averages."""
+    state = curve('both')[3]
+    for tree in (state.params, state.opt_state, state.ema):
+        total = on_device = 0
+        for leaf in jax.tree.leaves(tree):
+            total += leaf.size
+            on_device += leaf.addressable_shards[0].data.size
+            if leaf.size >= 2**10 and any(n % 2 == 0 for n in leaf.shape[-2:]):
+                assert 'fsdp' in tuple(leaf.sharding.spec), leaf.shape
+        assert on_device < 0.55 * total
+
+
+def test_positions_never_change():
+    """Neither gradient nor weight decay nor averaging moves them."""
+    from diffjax.nets.layers import sincos_positions
+
+    for layout in ('one', 'both'):
+        _, start, end, state = curve(layout)
+        np.testing.assert_array_equal(start['pos_embed'], sincos_positions(32, 4, 4))
+        np.testing.assert_array_equal(end['pos_embed'], start['pos_embed'])
+        np.testing.assert_array_equal(state.ema['e']['pos_embed'], start['pos_embed'])
+        assert not np.array_equal(end['patch_embed']['kernel'], start['patch_embed']['kernel'])
