@@ -192,9 +192,7 @@ def solver_specs(wanted: list[str], *, learned_variance: bool) -> list[str]:
     """'heun' becomes its variants, 'heun:coordinate=t' stays; [] is every solver there is."""
     specs = []
     for name in wanted or solvers.__all__:
-        variants = VARIANTS.get(name, ())
-        if name == 'ddpm' and learned_variance:
-            variants = (*variants, 'variance=learned')
+        variants = VARIANTS.get(name, ()) + (('variance=learned',) if learned_variance and name == 'ddpm' else ())
         specs += [f'{name}:{variant}' for variant in variants] or [name]
     return specs
 
@@ -284,7 +282,8 @@ def draw_plot(path: Path, rows: list[dict], column: str, ylabel: str, floors: di
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.25)
         ax.spines[['top', 'right']].set_visible(False)
-    figure.supxlabel('network evaluations', fontsize=10), figure.supylabel(ylabel, fontsize=10)
+    figure.supxlabel('network evaluations', fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -373,12 +372,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     every = 'heun is all its variants, heun:coordinate=t one; | separates where a value holds commas; default: all'
     parser.add_argument('--solvers', type=values, default=[], help=every)
     parser.add_argument('--steps', type=values, default=['5', '10', '20', '50'], help='default: %(default)s')
-    parser.add_argument('--num_samples', type=int, default=None, help='default: 4096 with --oracle, 720 with --workdir')
+    parser.add_argument(
+        '--num_samples', type=int, default=None, help='default: 4096 for gmm2d, 512 for gmm64, 720 for a run'
+    )
     parser.add_argument('--num_paths', type=int, default=256, help='oracle: samples held against the exact flow')
     parser.add_argument('--seed', type=int, default=0, help='of the starting noise')
     parser.add_argument('--out', default='runs/compare_samplers', help='default: %(default)s')
     options = parser.parse_args(argv)
-    options.num_samples = options.num_samples or (4096 if options.oracle else 720)
+    options.num_samples = options.num_samples or {'gmm2d': 4096, None: 720}.get(options.oracle, 512)
     if options.num_samples < 2 or not all(n.isdecimal() and int(n) for n in options.steps):
         parser.error('--num_samples must be at least 2, and --steps whole numbers from 1')
     options.steps = sorted(map(int, options.steps))

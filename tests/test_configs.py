@@ -18,9 +18,8 @@ from diffjax.workdir import check_same_run, write_config
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py'))
-VARIANTS = [('dit_b', 'recipe=sit,smoke'), ('dit_b', 'model=XL/4,smoke')]
-SMOKES = [(name, 'smoke') for name in NAMES] + VARIANTS
-FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit')]
+SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]
+FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit'), ('dit_b', 'model=XL/4,smoke')]
 
 
 @pytest.fixture(autouse=True)

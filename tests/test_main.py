@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from diffjax import main as program
 from diffjax.command import FLAGS, parse
@@ -32,22 +31,22 @@ def command(monkeypatch, capsys):
     """(*words) -> (exit code, stdout, stderr) of the command, run inside this process on eight devices."""
 
     def run(*words):
-        for name in [name for name in FLAGS if name.split('.')[0] in ('config', 'workdir', 'mode', 'labels', 'out')]:
-            if name.startswith('config'):
-                delattr(FLAGS, name)
-        FLAGS.unparse_flags()
+        for name in [name for name in FLAGS if name.partition('.')[0] == 'config']:
+            delattr(FLAGS, name)
         for name in ('workdir', 'mode', 'labels', 'num_samples', 'seed', 'out', 'coordinator'):
             FLAGS[name].unparse()
+        FLAGS.unparse_flags()
+        monkeypatch.setattr(sys, 'argv', ['diffjax.main', *words])  # where ml_collections looks for overrides
         capsys.readouterr()
         try:
-            program.main(parse(['diffjax.main', *words]))
+            program.main(parse(sys.argv))
             code = 0
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
 
     monkeypatch.chdir(ROOT)
-    filtering = jax.config.read('jax_traceback_filtering')
+    filtering = jax.config.jax_traceback_filtering
     yield run
     jax.config.update('jax_traceback_filtering', filtering)
 
@@ -118,7 +117,7 @@ MISTAKES = [
 def test_a_mistake_is_one_line_and_leaves_nothing(command, no_training, tmp_path, words, fragments):
     workdir = tmp_path / 'run'
     code, out, err = command(*[word.replace('=W', f'={workdir}') for word in words])
-    assert code == 2 and out in ('', out if 'device' in out else '')
+    assert code == 2 and 'compiled' not in out
     (line,) = err.strip().splitlines()
     assert line.startswith('error: ')
     for fragment in fragments:
@@ -164,21 +163,18 @@ def test_mistakes_in_sampling(command, trained):
 
 def test_what_is_not_the_users_mistake_keeps_its_traceback(command, monkeypatch, trained):
     """A ValueError out of JAX, or an error in diffjax that is no message, must not look like one."""
-    monkeypatch.setattr('diffjax.results.finished', lambda workdir, steps: jax.numpy.zeros(3) + jax.numpy.zeros(4))
-    with pytest.raises((TypeError, ValueError), match='shapes'):
+    wrong = jax.numpy.broadcast_to
+    monkeypatch.setattr('diffjax.results.finished', lambda workdir, num_steps: wrong(jax.numpy.zeros(3), (4,)))
+    with pytest.raises(ValueError, match='for broadcasting'):
         command(DIGITS, f'--workdir={trained}')
 
 
 def test_nan_is_told_in_one_line(command, monkeypatch, tmp_path):
-    def train(*args, **kwargs):
-        raise NonFiniteError('loss became NaN or infinite at step 7; the last good checkpoint is step 4')
-
-    train.__globals__['__name__'] = 'diffjax.training.loop'
-    monkeypatch.setattr('diffjax.training.loop.train', train)
+    names = {'__name__': 'diffjax.training.loop', 'NonFiniteError': NonFiniteError}
+    exec("def train(*args, **kwargs):\n    raise NonFiniteError('loss became NaN or infinite at step 7; ...')", names)
+    monkeypatch.setattr('diffjax.training.loop.train', names['train'])
     code, _, err = command(DIGITS, f'--workdir={tmp_path}/run')
-    train.__globals__['__name__'] = __name__
-    assert code == 2
-    assert err.strip() == 'error: loss became NaN or infinite at step 7; the last good checkpoint is step 4'
+    assert (code, err) == (2, 'error: loss became NaN or infinite at step 7; ...\n')
 
 
 def test_sample_writes_png_and_npz(command, trained, tmp_path):
@@ -232,11 +228,8 @@ OPTIONS = (
 )
 
 
-def start(workdir, *options, devices=1):
-    environment = os.environ | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
-    }
+def start(workdir, *options):
+    environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
     words = [sys.executable, '-m', 'diffjax.main', DIGITS, f'--workdir={workdir}', *OPTIONS, *options]
     return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -381,15 +374,15 @@ def test_sigterm_saves_and_exits_with_zero(whole, tmp_path):
 
 
 def test_two_processes_train_as_one(whole, tmp_path):
-    """Two devices each, parameters split across both processes; stopped together by a signal to one, and gone on."""
+    """Parameters split across both processes; stopped together by a signal to one of them, and gone on."""
     workdir = tmp_path / 'run'
 
     def pair():
         with socket.socket() as free:
             free.bind(('localhost', 0))
             port = free.getsockname()[1]
-        options = (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=4')
-        return [start(workdir, *options, f'--process_id={i}', devices=2) for i in range(2)]
+        options = (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=2')
+        return [start(workdir, *options, f'--process_id={i}') for i in range(2)]
 
     first = pair()
     assert wait_for(
@@ -399,7 +392,7 @@ def test_two_processes_train_as_one(whole, tmp_path):
     (out, _), (silent, quiet) = [finish(process) for process in first]
     step = int(out.split('stopped by SIGTERM at step ')[1].split(',')[0])
     assert step % 5 == 0 and str(step) in names_in(workdir / 'checkpoints')  # they ask each other at rows
-    assert 'device: 4 x cpu' in out and 'mesh: data 1 x fsdp 4' in out
+    assert 'device: 2 x cpu' in out and 'mesh: data 1 x fsdp 2' in out
     assert 'step ' not in silent and 'step ' not in quiet  # the second process writes nothing
     process_files = [path.name for path in (workdir / 'checkpoints' / str(step) / 'data').iterdir()]
     assert {'process_0-of-2.json', 'process_1-of-2.json'} <= set(process_files)

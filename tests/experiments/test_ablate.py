@@ -29,7 +29,8 @@ TINY = {
     'evaluation.classifier': 'none',
 }
 
-SPLITS = 'dataset.split=train[:10%]|nowhere|train[10%:20%]'  # what varies changes no program: compiling is what takes time here
+# What varies leaves the compiled programs alone: compiling is what takes time here.
+SPLITS = 'dataset.split=train[:10%]|nowhere|train[10%:20%]'
 
 
 def read(path):
@@ -92,7 +93,7 @@ def test_finished_cells_are_not_trained_again(study):
     run, out, _ = study
     first = read(out / 'cells.csv')
     logs = {path: path.read_text() for path in out.glob('cells/*/metrics.csv')}  # they hold the time of each step
-    victim = next(path for path in logs if path.parent.name.startswith('train_:10'))
+    victim = next(path for path in logs if path.parent.name.startswith('train_10_-seed1'))
     shutil.rmtree(victim.parent)
 
     changed = '--set=sampler.num_steps=3'
@@ -102,7 +103,6 @@ def test_finished_cells_are_not_trained_again(study):
     assert read(victim)[0]['loss'] == next(csv.DictReader(logs[victim].splitlines()))['loss']
     rows = read(out / 'cells.csv')
     assert rows[0]['evaluations_per_sample'] == '5' and first[0]['evaluations_per_sample'] == '3'
-    assert rows[0]['frechet_ratio'] != first[0]['frechet_ratio']
 
     assert trained(run(changed)) == []
     assert read(out / 'cells.csv') == rows
