@@ -83,8 +83,11 @@ def get_config():
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory, get_config):
-    """A workdir of `configs/digits.py:smoke`, trained but not yet sampled from. Copy it before changing it."""
+    """A workdir of `configs/digits.py:smoke`, trained on one device and not yet sampled from. Copy it to change it."""
+    from dataclasses import replace
+
     import jax
+    import numpy as np
 
     from diffjax.build import build
     from diffjax.data import make_iterator
@@ -98,6 +101,7 @@ def trained(tmp_path_factory, get_config):
     batches = make_iterator(experiment.source, batch_size=experiment.training.batch_size, seed=experiment.seed)
     before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', True)
-    train(experiment.trainer(), batches, workdir, announce=lambda text: None)
+    one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'fsdp'))
+    train(replace(experiment, mesh=one_device).trainer(), batches, workdir, announce=lambda text: None)
     jax.config.update('jax_disable_most_optimizations', before)
     return workdir

@@ -162,10 +162,11 @@ def test_mistakes_in_sampling(command, trained):
 
 
 def test_what_is_not_the_users_mistake_keeps_its_traceback(command, monkeypatch, trained):
-    """A ValueError out of JAX, or an error in diffjax that is no message, must not look like one."""
-    wrong = jax.numpy.broadcast_to
-    monkeypatch.setattr('diffjax.results.finished', lambda workdir, num_steps: wrong(jax.numpy.zeros(3), (4,)))
-    with pytest.raises(ValueError, match='for broadcasting'):
+    """A ValueError of a library called by diffjax is no message of ours. JAX hides its own frames from tracebacks."""
+    names = {'__name__': 'diffjax.results', 'add': jax.vmap(jax.numpy.add), 'np': np}
+    exec('def finished(workdir, num_steps):\n    return add(np.zeros(3), np.zeros(4))', names)
+    monkeypatch.setattr('diffjax.results.finished', names['finished'])
+    with pytest.raises(ValueError, match='inconsistent sizes'):
         command(DIGITS, f'--workdir={trained}')
 
 
@@ -225,6 +226,7 @@ OPTIONS = (
     '--config.training.checkpoint_every_steps=7',
     '--config.evaluation.num_samples=20',
     '--config.evaluation.noise_levels=1',
+    '--config.network.depth=1',
 )
 
 
@@ -316,7 +318,7 @@ def names_in(folder):
 
 
 def test_killed_at_any_moment_it_ends_the_same(whole, tmp_path):
-    """While a checkpoint is written, right after one, and at random moments: the same command goes on each time."""
+    """While a checkpoint is written, and at random moments: the same command goes on each time."""
     workdir, seed = tmp_path / 'run', random.randrange(10**6)
     print('seed of the moments:', seed)
     rng = random.Random(seed)
@@ -324,14 +326,7 @@ def test_killed_at_any_moment_it_ends_the_same(whole, tmp_path):
 
     def writing(above):
         """Whether a checkpoint of a step above this one is under way."""
-        names = (name for name in names_in(checkpoints) if 'tmp' in name)
-        return lambda: (
-            any(int(name.split('.')[0]) > above for name in names)
-            or any('tmp' in name and int(name.split('.')[0]) > above for name in names_in(checkpoints))
-        )
-
-    def there(step):
-        return lambda: str(step) in names_in(checkpoints)
+        return lambda: any('tmp' in name and int(name.split('.')[0]) > above for name in names_in(checkpoints))
 
     def reached(step):
         return lambda: (workdir / 'metrics.csv').exists() and f'\n{step},' in (workdir / 'metrics.csv').read_text()
@@ -339,7 +334,6 @@ def test_killed_at_any_moment_it_ends_the_same(whole, tmp_path):
     killed = 0
     for moment, delay in (
         (writing(0), 0.0),
-        (there(14), 0.0),
         (reached(20), rng.uniform(0, 0.1)),
         (writing(21), rng.uniform(0, 0.03)),
         (lambda: True, rng.uniform(0.5, 4.0)),
@@ -350,7 +344,7 @@ def test_killed_at_any_moment_it_ends_the_same(whole, tmp_path):
         killed += alive and process.poll() is None
         process.kill()
         process.communicate()
-    assert killed >= 4
+    assert killed >= 3
     finish(start(workdir))
     assert rows(workdir) == rows(whole[0])
     assert same(final_state(workdir), final_state(whole[0]))

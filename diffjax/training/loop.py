@@ -215,7 +215,7 @@ def _sigterm():
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: it was not Python's
+        signal.signal(signal.SIGTERM, before)
 
 
 def _agreed(signalled: list, step: int, log_every_steps: int) -> bool:

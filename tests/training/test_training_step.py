@@ -50,26 +50,6 @@ def test_one_step_is_the_closed_form_gradient(task, batch, exact, num_microbatch
     assert (jax.random.key_data(new.key) == jax.random.key_data(state.key)).all()
 
 
-def test_microbatches_reach_the_same_state_over_many_steps(trainer, stream):
-    """A different order of summation is all that differs, also with an optimiser that remembers."""
-
-    def after(num_microbatches):
-        run = trainer(9, num_microbatches=num_microbatches)
-        iterator = stream()
-        raw = next(iterator)
-        make, _, shardings = run.init(raw)
-        step, state, losses = run.step(shardings), make(), []
-        for _ in range(6):
-            state, metrics = step(state, (), raw)
-            losses.append(float(metrics['loss']))
-            raw = next(iterator)
-        return losses, state.params
-
-    whole, split = after(1), after(4)
-    np.testing.assert_allclose(split[0], whole[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split[1], whole[1])
-
-
 def test_ema_is_the_weighted_mean_of_the_history(task, batch):
     optimizer = optimizers.sgd(num_steps=100, learning_rate=0.05)
     state = init_state(task, optimizer, DECAYS, batch, seed=1)
