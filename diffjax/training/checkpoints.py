@@ -1,16 +1,16 @@
 """Checkpoints: everything a run needs to go on, in one atomic step, verified when it comes back.
 
-A step holds the train state, the data iterator's position, and a JSON item with the checksum of each array. Orbax
+A step holds the train state and a JSON item: the data iterator's position and the checksum of each array. Orbax
 restores damaged bytes without a word, so the checksums are compared after every restore. They are sums of integers
 taken on the device: independent of the order of summation, hence of mesh and device count, and nothing but two numbers
 for each array travels to the host.
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,12 +75,13 @@ class Checkpoints:
         Raises RuntimeError if nothing was written.
         """
         sums = np.asarray(checksums(state)).tolist()
+        # Copied, because Orbax writes later, when the caller has changed its notes and moved its iterator.
+        check = copy.deepcopy({'checksums': sums, 'data': iterator.get_state(), 'notes': notes})
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                check=ocp.args.JsonSave({'checksums': sums, 'notes': notes}),
+                check=ocp.args.JsonSave(check),
             ),
         )
         if not saved:
@@ -122,7 +123,7 @@ class Checkpoints:
             bad = [name for name, a, b in zip(names, found, wanted) if (a != b).any()]
             raise ValueError(f'checksums differ for {", ".join(bad[:3])}{" ..." if len(bad) > 3 else ""}')
         if iterator is not None:
-            self._manager.restore(step, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator)))
+            iterator.set_state(got.check['data'])
         return Restored(got.state, step, got.check['notes'])
 
     def close(self) -> None:

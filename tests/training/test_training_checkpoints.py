@@ -137,7 +137,6 @@ DAMAGE = {
     'truncated': truncate,
     'empty': empty,
     'no state': lambda folder: shutil.rmtree(folder / 'state'),
-    'no data': lambda folder: shutil.rmtree(folder / 'data'),
     'no check': lambda folder: shutil.rmtree(folder / 'check'),
     'no manifest': lambda folder: (folder / 'state' / 'manifest.ocdbt').unlink(),
     'lost file': lambda folder: by_size(folder)[0].unlink(),
@@ -255,6 +254,24 @@ def test_a_step_is_never_saved_twice_in_silence(trainer, stream, tmp_path):
     checkpoints.save(3, make(), iterator, {})
     with pytest.raises(RuntimeError, match='the checkpoint of step 2 was not written: step 3 is already there'):
         checkpoints.save(2, make(), iterator, {})
+    checkpoints.close()
+
+
+def test_what_is_saved_is_what_was_there_when_save_was_called(trainer, stream, tmp_path):
+    """The save goes on in the background while the caller's notes and iterator move on."""
+    run, iterator, notes = trainer(9), stream(), {'pending': {'loss': [1.5]}}
+    make, shapes, shardings = run.init(next(iterator))
+    position = dict(iterator.get_state())
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make(), iterator, notes)
+        notes['pending']['loss'].append(2.5)
+        next(iterator)
+    checkpoints.close()
+    checkpoints, fresh = Checkpoints(tmp_path), stream()
+    restored = checkpoints.restore_newest(abstract(shapes, shardings), fresh)
+    assert restored.notes == {'pending': {'loss': [1.5, 2.5, 2.5]}}
+    assert fresh.get_state() == {'next_index': position['next_index'] + 2}
     checkpoints.close()
 
 
