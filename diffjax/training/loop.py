@@ -131,20 +131,11 @@ def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Call
         announce(f'going on from checkpoint {step}')
 
     frozen = jax.device_put(trainer.frozen, replicated(mesh))
-    traced = trainer.step(shardings).trace(state, frozen, raw)
-    num_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
-    announce(
-        f'parameters: {num_parameters:,}   batch: {settings.batch_size}   '
-        f'FLOPs per step: {count_flops(traced.jaxpr):.3g}'
-    )
-    began = time.monotonic()
-    compiled = traced.lower().compile()
-    announce(f'compiled in {time.monotonic() - began:.1f} s')
-
-    journal = Log(workdir, step, settings.num_steps)
-    keeper = _Keeper(settings, checkpoints, journal, notes.get('pending', {}), step)
-    try:
-        with _sigterm() as signalled:
+    with _sigterm() as signalled:  # before compiling, which can take minutes: a signal then stops after one step
+        compiled = _compile(trainer, state, frozen, raw, shardings, announce)
+        journal = Log(workdir, step, settings.num_steps)
+        keeper = _Keeper(settings, checkpoints, journal, notes.get('pending', {}), step)
+        try:
             while step < settings.num_steps:
                 state, metrics = compiled(state, frozen, to_global(next(iterator), batch_sharding(mesh)))
                 step += 1
@@ -153,10 +144,24 @@ def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Call
                     keeper.save(step, state, iterator)
                     return Result(state, step, stopped=True)
             keeper.save(step, state, iterator)
-        return Result(state, step, stopped=False)
-    finally:
-        journal.close()
-        checkpoints.close()
+            return Result(state, step, stopped=False)
+        finally:
+            journal.close()
+            checkpoints.close()
+
+
+def _compile(trainer: Trainer, state: TrainState, frozen: PyTree, raw: PyTree, shardings: PyTree, announce: Callable):
+    """The step as a program, its cost announced."""
+    traced = trainer.step(shardings).trace(state, frozen, raw)
+    num_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    announce(
+        f'parameters: {num_parameters:,}   batch: {trainer.settings.batch_size}   '
+        f'FLOPs per step: {count_flops(traced.jaxpr):.3g}'
+    )
+    began = time.monotonic()
+    compiled = traced.lower().compile()
+    announce(f'compiled in {time.monotonic() - began:.1f} s')
+    return compiled
 
 
 class _Keeper:
