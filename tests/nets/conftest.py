@@ -7,12 +7,8 @@ import pytest
 
 
 @pytest.fixture(scope='module', autouse=True)
-def fast_compilation():
-    """These networks run for milliseconds and compile for seconds: leave the optimiser out."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+def compiled_fast(fast_compilation):
+    """Every test of a network: they run for milliseconds and compile for seconds."""
 
 
 @pytest.fixture
