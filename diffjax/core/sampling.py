@@ -12,41 +12,14 @@ import numpy as np
 
 from diffjax.core.parameterizations import Parameterization, check_times
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers import Plan
+from diffjax.core.solvers.plans import Plan
+from diffjax.core.solvers.plans import pad as pad
 from diffjax.core.types import Array, Denoiser, PyTree
 
 
 def sample_keys(key: Array, num: int, start: int = 0) -> Array:
     """One key for each sample: sample i has the same noise in every batch, on every device count. -> [num] keys."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(num))
-
-
-def pad(plan: Plan, num_rows: int, num_remembered: int, num_noises: int) -> Plan:
-    """The same plan in a larger table. Rows that are added are skipped at run time and cost nothing."""
-    sizes = plan.t.shape[0], plan.num_remembered, plan.num_noises
-    grow = [wanted - have for wanted, have in zip((num_rows, num_remembered, num_noises), sizes)]
-    if min(grow) < 0:
-        raise ValueError(
-            f'a plan of (rows, remembered, noises) = {sizes} does not fit into {num_rows, num_remembered, num_noises}'
-        )
-    m, k, n = grow
-
-    def columns(table):
-        split = 2 + plan.num_remembered
-        table = np.concatenate(
-            [np.pad(table[:, :split], ((0, 0), (0, k))), np.pad(table[:, split:], ((0, 0), (0, n)))], 1
-        )
-        return np.pad(table, ((0, m), (0, 0)))
-
-    return Plan(
-        t=np.pad(plan.t, (0, m), mode='edge'),
-        remember=np.pad(plan.remember, ((0, m), (0, 0))),
-        to_x=columns(plan.to_x),
-        to_anchor=columns(plan.to_anchor),
-        log_variance_range=np.pad(plan.log_variance_range, ((0, m), (0, n))),
-        live=np.pad(plan.live, (0, m)),
-        start=plan.start,
-    )
 
 
 def check_plan(plan: Plan, schedule: Schedule, parameterization: Parameterization, *, learned_variance: bool) -> None:

@@ -16,6 +16,12 @@ COORDINATES = {  # name: (n, u, p, q) from (schedule, t, alpha, sigma); y = x / 
     ),
 }
 
+TIMES = {  # name: t from (schedule, u)
+    'sigma/alpha': lambda schedule, u: schedule.t_of_logsnr(-2 * np.log(u)),
+    't': lambda schedule, u: u,
+    'angle': lambda schedule, u: schedule.t_of_logsnr(-2 * np.log(np.tan(u))),
+}
+
 MAX_SLOPE = 1e6  # sigma' of a schedule that starts like a square root is infinite at t = 0
 
 

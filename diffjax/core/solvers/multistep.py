@@ -1,29 +1,114 @@
-"""Multistep methods: each step also uses the estimates of the steps before it."""
+"""The exponential multistep engine: one evaluation a step, which also uses the estimates of the steps before it.
+
+With a corrector, an evaluation also corrects the step that led to it before the next step sets out. The anchor carries
+what that needs: the corrected x before, taken over its step by everything but the estimates, noise included.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.plans import Plan, Row, levels, tabulate, units
+from diffjax.core.solvers.exponential import (
+    REMEMBER,
+    Node,
+    exact_weights,
+    factors,
+    is_landing,
+    last_weights,
+)
+from diffjax.core.solvers.plans import Plan, Point, Row, check_choice, points, tabulate, units
+from diffjax.core.solvers.singlestep import start_rows
+
+FINALS = ('adams', 'euler', 'lower')
+STARTS = ('multistep', 'singlestep')
+
+Rule = Callable[[float, np.ndarray, float], np.ndarray]  # (lam_s, lam of the nodes, newest first, tau) -> weights
 
 
-def dpmpp_2m(schedule: Schedule, grid) -> Plan:
-    """DPM-Solver++(2M): a two-step exponential integrator in lambda = logsnr / 2 (Lu et al. 2022b, Algorithm 2).
+def order_at(i: int, num_steps: int, order: int, final: str, there: Point) -> int:
+    """The order of step i: 0 for the jump to sigma = 0, and with final='lower' falling to 1 before it."""
+    if final != 'adams' and there.sigma == 0:
+        return 0
+    return min(order, num_steps - i) if final == 'lower' else order
 
-    x_s = sigma_s / sigma_t x - alpha_s expm1(-h) D,  D = (1 + 1 / 2r) x0_t - 1 / 2r x0_before,  r = h_before / h.
-    Order 2, one evaluation a step. The first step and the one that ends at sigma = 0 are of first
-    order; a step from sigma = 0 or to alpha = 0 is ddim's.
+
+def usable(nodes: list[Node], order: int) -> tuple[list[int], np.ndarray]:
+    """(places in the history, lam) of the newest `order` nodes, those at an infinite lam left out."""
+    chosen = [node for node in nodes if np.isfinite(node.lam)][:order]
+    return [node.place for node in chosen], np.array([node.lam for node in chosen])
+
+
+def remembered(nodes: list[Node], lam: float, capacity: int) -> list[Node]:
+    """The history after one more estimate, made at lam."""
+    return [Node(0, lam), *(Node(n.place + 1, n.lam) for n in nodes if n.place + 1 < capacity)]
+
+
+def advance(here: Point, there: Point, nodes: list[Node], rule: Rule, *, order: int, predict: str, tau: float = 0.0):
+    """A step as (factor of x, {place in the history: coefficient}, standard deviation of the noise).
+
+    order: 0 for a step to sigma = 0 that interpolates in lam, which is of first order there.
     """
-    t, alpha, sigma, lam = levels(schedule, grid)
-    x, _, h, _ = units(2)
-    rows = []
-    before = None  # the last step's length in lambda; None where the history holds nothing
-    for i in range(len(t) - 1):
-        if sigma[i] == 0 or alpha[i + 1] == 0:
-            rows.append(Row(t[i], (alpha[i + 1], sigma[i + 1]), h[0]))
+    of_x, of_sum, std = factors(here, there, predict=predict, tau=tau)
+    places, lam = usable(nodes, order)
+    if np.isinf(here.lam) or not order:
+        places, weights = [0], exact_weights(None, here.lam, there.lam, np.zeros(1), predict=predict, tau=tau)
+    elif np.isinf(there.lam):
+        weights = last_weights(lam, predict=predict)
+    else:
+        weights = rule(there.lam, lam, tau)
+    return of_x, dict(zip(places, of_sum * weights)), std
+
+
+def multistep(
+    schedule: Schedule,
+    grid,
+    order: int,
+    predictor: Rule,
+    *,
+    corrector: Rule | None = None,
+    corrector_nodes: int = 0,
+    predict: str = 'x0',
+    tau: Callable[[float], float] = lambda t: 0.0,
+    final: str = 'adams',
+    start: str = 'multistep',
+) -> Plan:
+    """The plan of a method whose steps are the rules. Steps that start where the history is short have lower order.
+
+    Args:
+        corrector: a rule whose first node is the step's end and whose second is its start; of `corrector_nodes` nodes.
+        predict: the estimate that is interpolated, 'x0' or 'eps'.
+        tau: the noise of the step from t: Eq. 1 in exponential.py.
+        final: the step to sigma = 0, where lam is infinite: 'adams' interpolates in sigma / alpha there and keeps the
+            order; 'euler' takes the estimate of x0 as it is, which is of first order; 'lower' does that and lets the
+            orders of the steps before it fall towards 1.
+        start: 'multistep', orders rise from 1, which caps the order of the whole at 2; 'singlestep', the first step is
+            of third order, by two evaluations more.
+    """
+    check_choice('final', final, FINALS)
+    check_choice('start', start, STARTS)
+    every, stages = points(schedule, grid), start == 'singlestep' and order > 1
+    capacity, noisy = max(order, corrector_nodes) + stages, any(tau(p.t) for p in every[:-1])
+    x, anchor, h, z = units(max(capacity, 3) if stages else capacity, int(noisy))
+    rows, nodes, before = [], [], None
+    for i, (here, there) in enumerate(zip(every, every[1:])):
+        if is_landing(here, there, predict=predict):
+            rows.append(Row(here.t, (there.alpha, there.sigma), h[0]))
+            nodes, before = [], None
             continue
-        step = lam[i + 1] - lam[i]
-        weight = 0.0 if before is None or np.isinf(step) else 0.5 * step / before
-        guess = (1 + weight) * h[0] - weight * h[1]
-        rows.append(Row(t[i], (1, 0), sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-step) * guess))
-        before = step
-    return tabulate(schedule, rows)
+        nodes, corrected = remembered(nodes, here.lam, len(h)), x
+        if corrector and before:
+            places, lam = usable(nodes, order_at(i - 1, len(every) - 1, corrector_nodes - 1, final, here) + 1)
+            of_sum = factors(before, here, predict=predict)[1]
+            corrected = anchor + of_sum * (corrector(here.lam, lam, tau(before.t)) @ h[places])
+        if stages and np.isfinite(here.lam + there.lam):
+            first, nodes = start_rows(schedule, here, there, len(h), predict=predict)
+            rows, stages, before = rows + first, False, None
+            continue
+        at = order_at(i, len(every) - 1, order, final, there)
+        of_x, of_h, std = advance(here, there, nodes, predictor, order=at, predict=predict, tau=tau(here.t))
+        carried = of_x * corrected + (std * z[0] if noisy else 0.0)
+        row = carried + sum(c * h[place] for place, c in of_h.items())
+        rows.append(Row(here.t, REMEMBER[predict], row, to_anchor=carried if corrector else None))
+        before = here if np.isfinite(here.lam) else None
+    return tabulate(schedule, rows, num_noises=int(noisy))

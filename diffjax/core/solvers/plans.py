@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffjax.core import chain
 from diffjax.core.schedules import Schedule
 
 
@@ -73,6 +74,51 @@ def tabulate(schedule: Schedule, rows: list[Row], num_noises: int = 0) -> Plan:
     )
 
 
+class Point(NamedTuple):
+    """A time and its levels; lam = logsnr / 2."""
+
+    t: float
+    alpha: float
+    sigma: float
+    lam: float
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha; infinite where alpha = 0."""
+        return self.sigma / self.alpha if self.alpha else np.inf
+
+
+def point(schedule: Schedule, t: float) -> Point:
+    t = np.float64(t)
+    return Point(t, schedule.alpha(t), schedule.sigma(t), 0.5 * schedule.logsnr(t))
+
+
+def point_at(schedule: Schedule, lam: float) -> Point:
+    """The point between two others whose lam is given."""
+    return point(schedule, schedule.t_of_logsnr(np.float64(2 * lam)))
+
+
+def points(schedule: Schedule, grid) -> list[Point]:
+    """The grid's points, [S + 1]."""
+    return [Point(*values) for values in zip(*levels(schedule, grid))]
+
+
+def check_noise(name: str, grid, **level: float) -> None:
+    """Raises ValueError where a solver's level of noise is no number from 0 on, or it would add noise on the way up."""
+    ((what, value),) = level.items()
+    if not 0 <= value < np.inf:
+        raise ValueError(f"{name}'s {what} is a number from 0 on, got {value}")
+    if value and np.ndim(grid) == 1 and len(grid) > 1 and grid[0] < grid[-1]:
+        raise ValueError(
+            f'{name} adds noise and needs a falling grid; for inversion use {what}=0, or ddim, euler or heun'
+        )
+
+
+def check_choice(what: str, value, choices) -> None:
+    if value not in choices:
+        raise ValueError(f'{what} is one of {", ".join(map(str, choices))}; got {value!r}')
+
+
 def levels(schedule: Schedule, grid) -> tuple[np.ndarray, ...]:
     """t, alpha, sigma, logsnr / 2 at the grid, after a check that it is one. [S + 1] each."""
     t = np.asarray(grid, np.float64)
@@ -80,3 +126,48 @@ def levels(schedule: Schedule, grid) -> tuple[np.ndarray, ...]:
     if t.ndim != 1 or len(t) < 2 or not ((steps < 0).all() or (steps > 0).all()) or t.min() < 0 or t.max() > 1:
         raise ValueError(f'a grid is at least two times in [0, 1], all falling or all rising; got {t.tolist()}')
     return t, schedule.alpha(t), schedule.sigma(t), 0.5 * schedule.logsnr(t)
+
+
+def join(schedule: Schedule, pieces: list[tuple[Plan, float]]) -> Plan:
+    """Plans one after the other, each with the time at which it ends, as one plan.
+
+    Where a piece starts at a noisier time than the one before it ended, noise takes x there (the forward kernel
+    q(x_t | x_s)), in the last row of the piece before and by a draw of its own. No piece looks at another's history.
+    """
+    remembered, noises = (max(sizes) for sizes in zip(*((p.num_remembered, p.num_noises) for p, _ in pieces)))
+    plans = [pad(plan, len(plan.t), remembered, noises + 1) for plan, _ in pieces]
+    for plan, (_, end), after in zip(plans, pieces, plans[1:]):
+        if after.t[0] > end:
+            factor, variance = chain.kernel(schedule, np.float64(end), after.t[0])
+            plan.to_x[-1] *= factor
+            plan.to_x[-1, -1] = np.sqrt(variance)
+    columns = [np.concatenate(column) for column in zip(*(plan[:-1] for plan in plans))]
+    return Plan(*columns, start=plans[0].start)
+
+
+def pad(plan: Plan, num_rows: int, num_remembered: int, num_noises: int) -> Plan:
+    """The same plan in a larger table. Rows that are added are skipped at run time and cost nothing."""
+    sizes = plan.t.shape[0], plan.num_remembered, plan.num_noises
+    grow = [wanted - have for wanted, have in zip((num_rows, num_remembered, num_noises), sizes)]
+    if min(grow) < 0:
+        raise ValueError(
+            f'a plan of (rows, remembered, noises) = {sizes} does not fit into {num_rows, num_remembered, num_noises}'
+        )
+    m, k, n = grow
+
+    def columns(table):
+        split = 2 + plan.num_remembered
+        table = np.concatenate(
+            [np.pad(table[:, :split], ((0, 0), (0, k))), np.pad(table[:, split:], ((0, 0), (0, n)))], 1
+        )
+        return np.pad(table, ((0, m), (0, 0)))
+
+    return Plan(
+        t=np.pad(plan.t, (0, m), mode='edge'),
+        remember=np.pad(plan.remember, ((0, m), (0, 0))),
+        to_x=columns(plan.to_x),
+        to_anchor=columns(plan.to_anchor),
+        log_variance_range=np.pad(plan.log_variance_range, ((0, m), (0, n))),
+        live=np.pad(plan.live, (0, m)),
+        start=plan.start,
+    )

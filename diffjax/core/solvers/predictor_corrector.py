@@ -1,0 +1,116 @@
+"""Predictor-corrector methods: UniPC and SA-Solver."""
+
+import numpy as np
+
+from diffjax.core.schedules import Schedule
+from diffjax.core.solvers.exponential import REMEMBER, exact_weights
+from diffjax.core.solvers.multistep import multistep
+from diffjax.core.solvers.plans import Plan, check_choice, check_noise
+
+
+def unipc(
+    schedule: Schedule,
+    grid,
+    *,
+    order: int = 3,
+    variant: str = 'bh2',
+    predict: str = 'x0',
+    final: str = 'adams',
+    start: str = 'multistep',
+) -> Plan:
+    """UniPC-p: predictor UniP and corrector UniC of order p (Zhao et al. 2023, Algorithm 5 to 8).
+
+    Order at least p, 1 to 4; one evaluation a step.
+
+    Args:
+        variant: B(h) = h ('bh1') or expm1(h) ('bh2'). It is felt in the second order of the predictor and the first of
+            the corrector, where the paper fixes the coefficient at 1/2; elsewhere B cancels and the interpolant is
+            integrated exactly.
+        predict: the estimate that is interpolated, 'x0' or 'eps'.
+        final: 'lower' is the paper's; see `multistep`, as for start.
+    """
+    check_choice("unipc's order", order, range(1, 5))
+    check_choice('variant', variant, ('bh1', 'bh2'))
+    check_choice('predict', predict, REMEMBER)
+
+    def line(lam_t, lam_s, other):
+        """Weights of (the estimate at `other`, the one at t): B / 2 of the difference over the step."""
+        h, whole = lam_s - lam_t, exact_weights(schedule, lam_t, lam_s, np.zeros(1), predict=predict)[0]
+        b = whole if variant == 'bh2' else (h if predict == 'x0' else -h * np.exp(-lam_s))
+        slope = 0.5 * b * h / (other - lam_t)
+        return np.array([slope, whole - slope])
+
+    def predictor(lam_s, lam, tau):
+        if len(lam) == 2:
+            return line(lam[0], lam_s, lam[1])[::-1]
+        return exact_weights(schedule, lam[0], lam_s, lam, predict=predict)
+
+    def corrector(lam_s, lam, tau):
+        if len(lam) == 2:
+            return line(lam[1], lam_s, lam_s)
+        return exact_weights(schedule, lam[1], lam_s, lam, predict=predict)
+
+    return multistep(
+        schedule,
+        grid,
+        order,
+        predictor,
+        corrector=corrector,
+        corrector_nodes=order + 1,
+        predict=predict,
+        final=final,
+        start=start,
+    )
+
+
+def sa_solver(
+    schedule: Schedule,
+    grid,
+    *,
+    tau: float = 1.0,
+    low: float = 0.0,
+    high: float = 1.0,
+    predictor: int = 3,
+    corrector: int = 4,
+    adapted: bool = False,
+    final: str = 'lower',
+) -> Plan:
+    """SA-Solver: stochastic Adams methods, predictor and corrector (Xue et al. 2023, Algorithm 1, Eq. 11 to 17).
+
+    One evaluation a step. Order max(predictor, corrector) for tau = 0, 1 in distribution for tau > 0.
+
+    Args:
+        tau: the noise: 0 for the ODE, 1 for the reverse SDE, in steps from times between `low` and `high`; 0 elsewhere.
+        predictor, corrector: how many estimates each interpolates, 1 to 4 and 2 to 4; a corrector of 0 leaves it out.
+        adapted: the authors' code's second order, which puts h^2 / 2 in place of the slope's exact integral.
+        final: see `multistep`.
+    """
+    check_choice("sa_solver's predictor", predictor, range(1, 5))
+    check_choice("sa_solver's corrector", corrector, (0, 2, 3, 4))
+    check_noise('sa_solver', grid, tau=tau)
+
+    def exactly(lam_t, lam_s, lam, level):
+        if not adapted or len(lam) != 2:
+            return exact_weights(schedule, lam_t, lam_s, lam, predict='x0', tau=level)
+        h, rate = lam_s - lam_t, 1 + level**2
+        other = lam[1] if lam[0] == lam_t else lam[0]
+        slope, whole = 0.5 * rate * h**2 / (other - lam_t), -np.expm1(-rate * h)
+        weights = np.array([slope, whole - slope])
+        return weights[::-1] if lam[0] == lam_t else weights
+
+    def ahead(lam_s, lam, level):
+        return exactly(lam[0], lam_s, lam, level)
+
+    def behind(lam_s, lam, level):
+        return exactly(lam[1], lam_s, lam, level)
+
+    return multistep(
+        schedule,
+        grid,
+        predictor,
+        ahead,
+        corrector=behind if corrector else None,
+        corrector_nodes=corrector,
+        tau=lambda t: tau if low <= t <= high else 0.0,
+        final=final,
+    )
