@@ -23,6 +23,7 @@ from diffjax.core.guidance import Guidance
 from diffjax.core.losses import Loss
 from diffjax.core.sampling import check_plan
 from diffjax.core.solvers import Plan
+from diffjax.core.transforms import Transforms
 from diffjax.data import Source, open_source, prepare
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
@@ -58,12 +59,29 @@ class SamplerSettings:
     guidance: float = 1.0
     guidance_low: float = 0.0
     guidance_high: float = 1.0
+    guidance_rescale: float = 0.0  # phi: 0 none, 1 the conditional branch's standard deviation
+    cfg_zero_star: bool = False  # the optimised scale of the baseline
+    zero_init: int = 0  # so many first network calls have no velocity, as in CFG-Zero*
+    threshold: float = 0.0  # x0 is clipped to [-threshold, threshold]; 0: it is not
+    dynamic_threshold: float = 0.0  # the fraction of |x0| that is not clipped, such as 0.995; 0: all
+    dynamic_threshold_max: float = 0.0  # the bound's own bound, from 1; 0: none
     negative_label: int = -1  # -1: the null condition is the baseline
     params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
     batch_size: int = 256
 
     def __post_init__(self):
         _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
+        _check_least(0, 'sampler', self, 'zero_init', 'threshold')
+        for name in ('guidance_rescale', 'dynamic_threshold'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f'sampler.{name} lies in [0, 1], got {getattr(self, name)}')
+        if self.threshold and self.dynamic_threshold:
+            raise ConfigError('sampler.threshold and sampler.dynamic_threshold are two ways to bound x0: set one to 0')
+        if self.dynamic_threshold_max and not (self.dynamic_threshold and self.dynamic_threshold_max >= 1):
+            raise ConfigError(
+                'sampler.dynamic_threshold_max is at least 1 and needs a sampler.dynamic_threshold such as 0.995; '
+                f'got {self.dynamic_threshold_max:g} with {self.dynamic_threshold:g}'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +150,32 @@ class Experiment:
             return None
         if not num_classes:
             raise ConfigError(f'sampler.guidance = {s.guidance:g} needs labels, and this dataset has none')
-        return Guidance(np.float32(s.guidance), np.float32(s.guidance_low), np.float32(s.guidance_high))
+        return Guidance(
+            np.float32(s.guidance),
+            np.float32(s.guidance_low),
+            np.float32(s.guidance_high),
+            rescale=np.float32(s.guidance_rescale) if s.guidance_rescale else None,
+            optimal_scale=np.bool_(True) if s.cfg_zero_star else None,
+        )
+
+    def transforms(self, settings: SamplerSettings | None = None) -> Transforms:
+        """None for each that is switched off: nothing is built for it."""
+        s = settings or self.sampler
+        return Transforms(
+            threshold=np.float32(s.threshold) if s.threshold else None,
+            quantile=np.float32(s.dynamic_threshold) if s.dynamic_threshold else None,
+            maximum=np.float32(s.dynamic_threshold_max or np.inf) if s.dynamic_threshold else None,
+            zero_init=np.int32(s.zero_init) if s.zero_init else None,
+        )
+
+    def sampling_options(self, settings: SamplerSettings | None = None) -> dict[str, Any]:
+        """What a `Sampler` is told beside the plan and the labels."""
+        s = settings or self.sampler
+        return {
+            'guidance': self.guidance(s),
+            'transforms': self.transforms(s),
+            'negative_label': s.negative_label,
+        }
 
 
 SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'sampler', 'evaluation')
@@ -210,6 +253,11 @@ def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:
     plan = component(solvers, settings.solver, 'sampler.solver', 'schedule', 'grid')(objective.schedule, grid)
     learned = objective.bound_scale is not None
     check_plan(plan, objective.schedule, objective.parameterization, learned_variance=learned)
+    if settings.zero_init >= plan.num_evaluations:
+        raise ConfigError(
+            f'sampler.zero_init = {settings.zero_init} leaves no call with a velocity: '
+            f'the plan makes {plan.num_evaluations} network calls'
+        )
     return plan
 
 
@@ -285,7 +333,7 @@ def _check_keys(where: str, values: Mapping[str, Any], known, required=()) -> No
 
 def _check_least(least: int, where: str, values: Any, *names: str) -> None:
     for name in names:
-        if getattr(values, name) < least:
+        if not getattr(values, name) >= least:  # NaN neither
             raise ConfigError(f'{where}.{name} must be at least {least}, got {getattr(values, name)}')
 
 

@@ -149,8 +149,7 @@ def sample_run(workdir: Path) -> None:
         sampling_params(experiment, state),
         experiment.plan(),
         labels,
-        guidance=experiment.guidance(),
-        negative_label=settings.negative_label,
+        **experiment.sampling_options(),
         seed=FLAGS.seed,
         progress=sys.stderr.isatty(),
     )

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,7 @@ def measure(
     workdir = Path(workdir)
     labels = balanced_labels(settings.num_samples, source.num_classes)
     sampler, plan = make_sampler(experiment), experiment.plan()
-    guidance, negative = experiment.guidance(), experiment.sampler.negative_label
-    options = {'guidance': guidance, 'negative_label': negative, 'seed': seed}
+    options = experiment.sampling_options() | {'seed': seed}
     sampler(params, plan, labels[:1], **options)  # compiles
     began = time.perf_counter()
     images = to_output(experiment, sampler(params, plan, labels, **options, progress=progress))
@@ -100,7 +100,7 @@ def measure(
         figures |= evaluate_samples(images, labels, read_all(source), read_all(experiment.test), classifier=classifier)
     figures |= {
         'step': step,
-        'evaluations_per_sample': plan.num_evaluations * (1 if guidance is None else 2),
+        'evaluations_per_sample': plan.num_evaluations * (1 if options['guidance'] is None else 2),
         'seconds_per_sample': seconds / len(labels),
     }
     if levels:
@@ -139,6 +139,11 @@ def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict,
         f'{sampler.guidance:g}, seed {seed}.'
     )
     settings = {name: getattr(sampler, name) for name in ('solver', 'grid', 'num_steps', 'guidance')}
+    settings |= {  # the rest, where it was chosen
+        field.name: getattr(sampler, field.name)
+        for field in fields(sampler)
+        if field.name not in (*settings, 'batch_size') and getattr(sampler, field.name) != field.default
+    }
     settings |= {
         'seed of training': experiment.seed,
         'seed of sampling': seed,

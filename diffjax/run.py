@@ -19,6 +19,7 @@ from diffjax.core.guidance import Guidance
 from diffjax.core.sampling import pad, sample_keys
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan
+from diffjax.core.transforms import NO_TRANSFORMS, Transforms
 from diffjax.core.types import Model, PyTree
 from diffjax.data import to_uint8
 from diffjax.tasks import Denoising
@@ -33,8 +34,9 @@ MIN_ROWS, NUM_REMEMBERED, NUM_NOISES = 64, 2, 1  # what plans are padded to
 class Sampler:
     """Draws samples through one compiled program.
 
-    Plans are padded to common sizes and are arguments, as guidance is: another solver, grid, number of steps (up to the
-    padded one), guidance scale or seed compiles nothing. Guidance or none, and a larger table, are other programs.
+    Plans are padded to common sizes and are arguments, as the settings of guidance and transforms are: another solver,
+    grid, number of steps (up to the padded one), guidance scale, threshold or seed compiles nothing. Other programs are
+    guidance or none, each of its refinements and each transform or none, and a larger table.
     """
 
     def __init__(self, task: Denoising, shape: tuple[int, ...], mesh: jax.sharding.Mesh, batch_size: int):
@@ -44,14 +46,14 @@ class Sampler:
 
         everywhere, split = replicated(mesh), batch_sharding(mesh)
 
-        def draw(params, plan, guidance, labels, baseline, key_data, start):
+        def draw(params, plan, guidance, transforms, labels, baseline, key_data, start):
             self.num_traces += 1  # runs when traced, not when called
             keys = sample_keys(jax.random.wrap_key_data(key_data), self.batch_size, start)
             labels, baseline, keys = jax.lax.with_sharding_constraint((labels, baseline, keys), split)
-            return task.sample(params, (), plan, guidance, labels, keys, shape, baseline)
+            return task.sample(params, (), plan, guidance, labels, keys, shape, baseline, transforms)
 
         # Arguments are NumPy arrays, alike on every process, which jit takes only where they are not to be split.
-        self._draw = jax.jit(draw, in_shardings=(None, *[everywhere] * 6), out_shardings=everywhere)
+        self._draw = jax.jit(draw, in_shardings=(None, *[everywhere] * 7), out_shardings=everywhere)
 
     def __call__(
         self,
@@ -60,6 +62,7 @@ class Sampler:
         labels: np.ndarray,
         *,
         guidance: Guidance | None = None,
+        transforms: Transforms = NO_TRANSFORMS,
         negative_label: int = -1,
         seed: int = 0,
         progress: bool = False,
@@ -77,9 +80,8 @@ class Sampler:
             for start in range(0, len(labels), self.batch_size):
                 part = labels[start : start + self.batch_size]
                 padded = np.pad(part, (0, self.batch_size - len(part)))
-                x = self._draw(
-                    params, plan, guidance, padded, np.full_like(padded, baseline), key_data, np.int32(start)
-                )
+                negative = np.full_like(padded, baseline)
+                x = self._draw(params, plan, guidance, transforms, padded, negative, key_data, np.int32(start))
                 chunks.append(np.asarray(x)[: len(part)])
                 bar.update(len(part))
         return np.concatenate(chunks)
@@ -115,8 +117,7 @@ class Run:
             self.params,
             build_plan(settings, self.experiment.task),
             labels,
-            guidance=self.experiment.guidance(settings),
-            negative_label=settings.negative_label,
+            **self.experiment.sampling_options(settings),
             seed=seed,
         )
         return to_output(self.experiment, x)

@@ -161,14 +161,12 @@ def workdir_target(options) -> Target:
     chunks = -(-num // experiment.sampler.batch_size)
     experiment = replace(experiment, sampler=replace(experiment.sampler, batch_size=-(-num // chunks)))
     sampler, task, objective = make_sampler(experiment), experiment.task, experiment.task.objective
-    guidance, labels = experiment.guidance(), balanced_labels(num, task.num_classes)
+    sampling, labels = experiment.sampling_options(), balanced_labels(num, task.num_classes)
     train, reference = read_all(experiment.source), statistics(pixels(read_all(experiment.test)['image']))
     classify = fit_svc(train['image'], train['label']) if experiment.evaluation.classifier == 'svc' else None
 
     def draw(plan):
-        negative = experiment.sampler.negative_label
-        x = sampler(run.params, plan, labels, guidance=guidance, negative_label=negative, seed=options.seed)
-        return to_output(experiment, x)
+        return to_output(experiment, sampler(run.params, plan, labels, **sampling, seed=options.seed))
 
     def measure(case, images):
         error = frechet_distance_of_statistics(statistics(pixels(images)), reference)
@@ -182,7 +180,7 @@ def workdir_target(options) -> Target:
         learned_variance=objective.bound_scale is not None,
         draw=draw,
         measure=measure,
-        calls_per_row=1 if guidance is None else 2,
+        calls_per_row=1 if sampling['guidance'] is None else 2,
         count_traces=lambda: sampler.num_traces,
         floor=frechet_distance_of_statistics(statistics(pixels(train['image'][:num])), reference),
     )

@@ -22,6 +22,7 @@ from diffjax.build import (
     parse_component,
 )
 from diffjax.core import grids, parameterizations, schedules, solvers, times, weights
+from diffjax.core.transforms import NO_TRANSFORMS
 from diffjax.core.types import Model
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
@@ -227,6 +228,13 @@ MISTAKES = [
     ('sampler.batch_size', 0, ['sampler.batch_size must be at least 1, got 0']),
     ('sampler.params', 'emma', ["sampler.params is 'raw' or one of ema; got 'emma'"]),
     ('sampler.negative_label', 11, ['sampler.negative_label is a class from 0 to 9', 'got 11']),
+    ('sampler.guidance_rescale', 1.5, ['sampler.guidance_rescale lies in [0, 1], got 1.5']),
+    ('sampler.zero_init', -1, ['sampler.zero_init must be at least 0, got -1']),
+    ('sampler.zero_init', 5, ['zero_init = 5 leaves no call with a velocity', 'makes 5 network calls']),
+    ('sampler.threshold', -1.0, ['sampler.threshold must be at least 0, got -1.0']),
+    ('sampler.threshold', float('nan'), ['sampler.threshold must be at least 0, got nan']),
+    ('sampler.dynamic_threshold', 99.5, ['sampler.dynamic_threshold lies in [0, 1], got 99.5']),
+    ('sampler.dynamic_threshold_max', 2.0, ['needs a sampler.dynamic_threshold such as 0.995', 'got 2 with 0']),
     ('evaluation.classifier', 'resnet', ["evaluation.classifier is 'none' or 'svc', got 'resnet'"]),
     ('evaluation.num_samples', -1, ['evaluation.num_samples must be at least 0, got -1']),
     ('evaluation.noise_levels', 0, ['evaluation.noise_levels must be at least 1, got 0']),
@@ -275,7 +283,28 @@ def test_guidance_needs_labels(config):
     with pytest.raises(ConfigError, match='sampler.guidance = 2 needs labels'):
         unconditional.guidance(replace(experiment.sampler, guidance=2.0))
     assert experiment.guidance() is None
-    assert experiment.guidance(replace(experiment.sampler, guidance=2.0, guidance_low=0.25)) == (2.0, 0.25, 1.0)
+    plain = experiment.guidance(replace(experiment.sampler, guidance=2.0, guidance_low=0.25))
+    assert plain == (2.0, 0.25, 1.0, None, None)
+    refined = replace(experiment.sampler, guidance=2.0, guidance_rescale=0.5, cfg_zero_star=True)
+    assert experiment.guidance(refined) == (2.0, 0.0, 1.0, 0.5, True)
+    assert experiment.guidance(replace(refined, guidance=1.0)) is None  # at scale 1 both change nothing
+
+
+def test_transforms_are_built_where_they_are_chosen(config):
+    experiment = build(config)
+    assert experiment.transforms() == NO_TRANSFORMS == (None, None, None, None)
+    for changes, expected in (
+        ({'threshold': 1.0}, (1.0, None, None, None)),
+        ({'dynamic_threshold': 0.5}, (None, 0.5, np.inf, None)),
+        ({'dynamic_threshold': 0.5, 'dynamic_threshold_max': 4.0, 'zero_init': 2}, (None, 0.5, 4.0, 2)),
+    ):
+        assert experiment.transforms(replace(experiment.sampler, **changes)) == expected
+    for wrong, fragment in (
+        ({'threshold': 1.0, 'dynamic_threshold': 0.9}, 'two ways to bound x0: set one to 0'),
+        ({'dynamic_threshold': 0.9, 'dynamic_threshold_max': 0.5}, 'is at least 1 .* got 0.5 with 0.9'),
+    ):
+        with pytest.raises(ConfigError, match=fragment):
+            replace(experiment.sampler, **wrong)
 
 
 def test_building_twice_gives_equal_shapes_and_changes_no_config(config):

@@ -200,6 +200,8 @@ def test_sample_writes_png_and_npz(command, trained, tmp_path):
     np.testing.assert_array_equal(same, stored['images'])
     assert (again('--config.sampler.num_steps=4') != same).any()
     assert (again('--config.sampler.guidance=3.0', '--config.sampler.negative_label=1') != same).any()
+    clipped = again('--config.sampler.threshold=0.25')  # of [-1, 1]
+    assert 95 <= clipped.min() <= clipped.max() <= 160
     code, _, _ = command('--mode=sample', f'--workdir={workdir}', f'--out={tmp_path}/default')
     assert code == 0
     assert np.bincount(np.load(tmp_path / 'default.npz')['labels']).tolist() == [10] * 10

@@ -117,6 +117,31 @@ def test_guidance(run):
     np.testing.assert_array_equal(set_in_config.sample([3, 1], guidance=4.0), images)
 
 
+def test_refined_guidance_and_transforms(run, compiles):
+    """Each setting does what it says, on its own and in one program with its other values."""
+    labels = np.arange(20) % 10
+    strong = run.sample(labels, guidance=6.0)
+    for change in ({'guidance_rescale': 0.7}, {'cfg_zero_star': True}, {'zero_init': 1}):
+        assert (run.sample(labels, guidance=6.0, **change) != strong).any(), change
+    plan = build_plan(run.experiment.sampler, run.experiment.task)
+
+    def at_data(**changes):
+        settings = replace(run.experiment.sampler, guidance=6.0, **changes)
+        return run.sampler(run.params, plan, labels, **run.experiment.sampling_options(settings))
+
+    assert np.abs(at_data()).max() > 1.2  # the last step lands on x0
+    assert np.abs(at_data(threshold=0.5)).max() <= 0.5 + 1e-5
+    assert np.abs(at_data(dynamic_threshold=0.9)).max() <= 1 + 1e-5
+    with compiles() as programs:
+        np.testing.assert_allclose(at_data(threshold=1e4), at_data(threshold=2e4), atol=1e-5)
+        assert np.abs(at_data(threshold=0.4)).max() <= 0.4 + 1e-5
+        assert (at_data(dynamic_threshold=0.5) != at_data(dynamic_threshold=0.9, dynamic_threshold_max=1.0)).any()
+    assert programs == []
+    np.testing.assert_allclose(at_data(threshold=1e4), at_data(), atol=1e-4)
+    with pytest.raises(ConfigError, match='lies in'):
+        run.sample(labels, dynamic_threshold=99)
+
+
 @pytest.mark.parametrize('labels', [[11], [-1], [0.5], [[1, 2]], [], ['3'], [True]])
 def test_wrong_labels(run, labels):
     with pytest.raises(ConfigError, match=r'labels are whole numbers from 0 to 9; got \['):

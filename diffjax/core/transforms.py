@@ -22,8 +22,11 @@ class Transforms(NamedTuple):
 
     threshold: Array | float | None = None  # static: the bound on |x0|
     quantile: Array | float | None = None  # dynamic: the fraction of |x0| that stays
-    maximum: Array | float = jnp.inf  # of the dynamic bound
+    maximum: Array | float | None = None  # of the dynamic bound
     zero_init: Array | int | None = None  # the number of first network calls without a velocity
+
+
+NO_TRANSFORMS = Transforms()
 
 
 def transformed(denoiser: Denoiser, schedule: Schedule, transforms: Transforms) -> Denoiser:
@@ -48,7 +51,7 @@ def static_threshold(denoiser: Denoiser, schedule: Schedule, limit: Array | floa
 
 
 def dynamic_threshold(
-    denoiser: Denoiser, schedule: Schedule, quantile: Array | float, maximum: Array | float = jnp.inf
+    denoiser: Denoiser, schedule: Schedule, quantile: Array | float, maximum: Array | float | None = None
 ) -> Denoiser:
     """x0 clipped to [-s, s] and divided by s: s is the quantile of a sample's |x0|, at least 1 and at most `maximum`.
 

@@ -10,6 +10,7 @@ from diffjax.core.guidance import Guidance, classifier_free
 from diffjax.core.losses import Loss
 from diffjax.core.sampling import sample, starting_noise
 from diffjax.core.solvers import Plan
+from diffjax.core.transforms import NO_TRANSFORMS, Transforms, transformed
 from diffjax.core.types import Array, Denoiser, Model, PyTree
 from diffjax.tasks.task import Task
 
@@ -81,14 +82,20 @@ class Denoising(Task):
         keys: Array,
         shape: tuple[int, ...],
         baseline: Array | None = None,
+        transforms: Transforms = NO_TRANSFORMS,
     ) -> Array:
         """Samples [B, *shape]. cond: labels [B]; keys [B]; baseline: a negative condition [B], or the null."""
-        denoiser = self.denoiser(params)
+        denoiser, objective = self.denoiser(params), self.objective
         cond = self._condition(cond)
         if guidance is not None and cond is not None:
             denoiser = classifier_free(
-                denoiser, guidance, jnp.int32(self.num_classes) if baseline is None else baseline
+                denoiser,
+                guidance,
+                jnp.int32(self.num_classes) if baseline is None else baseline,
+                schedule=objective.schedule,
+                parameterization=objective.parameterization,
             )
+        denoiser = transformed(denoiser, objective.schedule, transforms)
         return sample(denoiser, plan, starting_noise(plan, keys, shape), cond, keys)[0]
 
     def _condition(self, label):

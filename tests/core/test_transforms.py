@@ -41,7 +41,7 @@ def static(schedule, limit=1.0):
     return lambda denoiser: static_threshold(denoiser, schedule, limit)
 
 
-def dynamic(schedule, quantile=0.9, maximum=np.inf):
+def dynamic(schedule, quantile=0.9, maximum=None):
     return lambda denoiser: dynamic_threshold(denoiser, schedule, quantile, maximum)
 
 

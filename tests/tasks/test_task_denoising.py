@@ -9,6 +9,7 @@ from diffjax.core import parameterizations, schedules, solvers, times, weights
 from diffjax.core.guidance import Guidance
 from diffjax.core.losses import Loss
 from diffjax.core.sampling import sample_keys
+from diffjax.core.transforms import Transforms
 from diffjax.core.types import Model
 from diffjax.tasks import Denoising
 
@@ -153,5 +154,7 @@ def test_guidance_in_sampling():
     np.testing.assert_allclose(draw(Guidance(0.0), baseline=constant(2)), draw(None, constant(2)), atol=1e-5)
     assert np.abs(draw(Guidance(3.0)) - free).max() > 0.1
     np.testing.assert_allclose(draw(Guidance(3.0, 0.5, 0.4)), free, atol=1e-5)  # an empty interval
+    held = task.sample(params, (), plan, Guidance(3.0), labels, keys, (3,), None, Transforms(threshold=0.25))
+    assert np.abs(held).max() <= 0.25 + 1e-6 < np.abs(draw(Guidance(3.0))).max()  # of the guided estimate
     # This network is linear in the label's row, so that samples are, too, in the scale.
     np.testing.assert_allclose(draw(Guidance(3.0)), 3 * free - 2 * draw(Guidance(0.0)), atol=1e-4)
