@@ -22,12 +22,44 @@ SETTINGS = {  # the settings of a solver that are methods of their own
     'euler': tuple({'coordinate': c} for c in solvers.COORDINATES),
     'heun': tuple({'coordinate': c} for c in solvers.COORDINATES),
 }
+SCHEDULES = {  # one example of each schedule
+    name: getattr(schedules, name)(**{'Shifted': {'base': schedules.Cosine(), 'logsnr_shift': -1.4}}.get(name, {}))
+    for name in schedules.__all__
+}
+VARIANTS = {  # settings of schedules that are curves of their own
+    'Shifted-Flow': schedules.Shifted(base=schedules.Flow(), shift=3.0),
+    'Shifted-VE': schedules.Shifted(base=schedules.VE(), logsnr_shift=1.2),
+    'Shifted-ScaledLinear': schedules.Shifted(base=schedules.ScaledLinear(), resolution=128),
+    'ScaledLinear-zero': schedules.ScaledLinear(zero_terminal=True),
+    'Shifted-SquaredCos-zero': schedules.Shifted(base=schedules.SquaredCos(zero_terminal=True), resolution=96),
+    'Sigmoid-tau': schedules.Sigmoid(start=0.0, end=3.0, tau=0.7),
+}
+SOLVER_SCHEDULES = 'Flow', 'Cosine', 'ScaledLinear', 'EDM', 'VE'  # each kind once: a program is compiled for each
+SOLVER_GRIDS = {  # each kind once: from t = 1 or short of it, to t = 0 or to the lowest level
+    'uniform': grids.uniform,
+    'logsnr': grids.logsnr,
+    'karras': grids.karras,
+    'karras-lowest': functools.partial(grids.karras, end='lowest'),
+}
 SOLVERS = [(name, options) for name in solvers.__all__ for options in SETTINGS.get(name, ({},))]
 
 
-@pytest.fixture(scope='session', params=schedules.__all__)
+@pytest.fixture(scope='session', params=SCHEDULES)
 def schedule(request):
-    return getattr(schedules, request.param)()
+    """Every schedule: for laws that cost little."""
+    return SCHEDULES[request.param]
+
+
+@pytest.fixture(scope='session', params=SCHEDULES | VARIANTS)
+def any_schedule(request):
+    """Every schedule in every kind of setting: for the laws of schedules themselves."""
+    return (SCHEDULES | VARIANTS)[request.param]
+
+
+@pytest.fixture(scope='session', params=SOLVER_SCHEDULES)
+def solver_schedule(request):
+    """A few: for what is asked of every solver."""
+    return SCHEDULES[request.param]
 
 
 @pytest.fixture(scope='session', params=parameterizations.__all__)
@@ -47,7 +79,17 @@ def weight(request):
 
 @pytest.fixture(scope='session', params=grids.__all__)
 def grid(request):
+    if request.param == 'times':
+        return lambda schedule, num_steps: grids.times(
+            schedule, num_steps, values=[*np.cos(np.linspace(0, 1.5, num_steps)), 0.0]
+        )
     return getattr(grids, request.param)
+
+
+@pytest.fixture(scope='session', params=SOLVER_GRIDS)
+def solver_grid(request):
+    """A few: for what is asked of every solver."""
+    return SOLVER_GRIDS[request.param]
 
 
 @pytest.fixture(scope='session', params=SOLVERS, ids=lambda s: '-'.join([s[0], *map(str, s[1].values())]))
@@ -135,5 +177,12 @@ def program():
 
 @pytest.fixture(scope='session')
 def interior():
-    """(schedule, num_steps, low, high) -> times with equal steps in logsnr between two levels, both ends included."""
-    return lambda schedule, num_steps, low=-6.0, high=6.0: schedule.t_of_logsnr(np.linspace(low, high, num_steps + 1))
+    """(schedule, num_steps, low, high) -> times with equal steps in logsnr between two levels, both ends included;
+    from the lowest that the schedule reaches, where that is more than `low`.
+    """
+
+    def make(schedule, num_steps, low=-6.0, high=6.0):
+        low = max(low, float(schedule.logsnr(np.float64(1))))
+        return schedule.t_of_logsnr(np.linspace(low, high, num_steps + 1))
+
+    return make

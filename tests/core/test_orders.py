@@ -10,6 +10,16 @@ ORDERS = {'ddpm': None, 'ddim': 1, 'euler': 1, 'heun': 2, 'dpmpp_2m': 2}  # None
 STEPS = (24, 48, 96, 192)
 
 
+@pytest.fixture
+def schedule(solver_schedule):
+    return solver_schedule
+
+
+@pytest.fixture
+def grid(solver_grid):
+    return solver_grid
+
+
 def is_stochastic(name, options):
     return ORDERS[name] is None or options.get('eta', 0) > 0
 

@@ -9,6 +9,16 @@ from diffjax.core.sampling import pad
 MIXTURE = oracles.gmm2d()
 
 
+@pytest.fixture
+def schedule(solver_schedule):
+    return solver_schedule
+
+
+@pytest.fixture
+def grid(solver_grid):
+    return solver_grid
+
+
 def denoise(schedule, x, t):
     """(x0, eps, alpha, sigma) at t, float64."""
     alpha, sigma = schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t))
