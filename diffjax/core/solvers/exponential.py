@@ -20,8 +20,11 @@ from diffjax.core.solvers.plans import Point
 
 GAUSS, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(40)
 
+KNEE = 3.0  # the sigma / alpha at which `softplus` turns: some times the data's scale
+
 POLYNOMIALS = {  # the coordinate in which the interpolant is a polynomial, from lam
     'logsnr': lambda schedule, lam: lam,
+    'softplus': lambda schedule, lam: np.logaddexp(0.0, lam + np.log(KNEE)),  # finite where alpha = 0
     'sigma/alpha': lambda schedule, lam: np.exp(-lam),
     'angle': lambda schedule, lam: np.arctan(np.exp(-lam)),
     't': lambda schedule, lam: schedule.t_of_logsnr(2 * lam),
@@ -69,6 +72,8 @@ def exact_weights(
     if len(lam) == 1:
         whole = -np.expm1(-rate * (lam_s - lam_t)) if predict == 'x0' else np.exp(-lam_s) - np.exp(-lam_t)
         return np.array([whole])
+    if polynomial == 'softplus' and predict == 'x0':
+        return _soft_weights(lam_t, lam_s, lam, rate)
 
     def kernel(v):
         return rate * np.exp(-rate * (lam_s - v)) if predict == 'x0' else -np.exp(-v)
@@ -76,18 +81,29 @@ def exact_weights(
     return integrate(kernel, lam_t, lam_s, lam, lambda v: POLYNOMIALS[polynomial](schedule, v))
 
 
+def _soft_weights(lam_t: float, lam_s: float, lam: np.ndarray, rate: float) -> np.ndarray:
+    """W for a polynomial in v = log(1 + KNEE e^lam), over which it is integrated too: lam may be -infinite."""
+
+    def kernel(v):
+        return rate * np.exp(rate * (np.log(np.expm1(v) / KNEE) - lam_s)) / -np.expm1(-v)
+
+    low, high, *nodes = POLYNOMIALS['softplus'](None, np.array([lam_t, lam_s, *lam]))
+    return integrate(kernel, low, high, np.array(nodes))
+
+
 def last_weights(lam: np.ndarray, *, predict: str) -> np.ndarray:
     """W or V of a step from lam[0] to sigma = 0: the interpolant is a polynomial in u = sigma / alpha. lam: [n] -> [n].
 
     eps: Adams-Bashforth in u, V[f] = - integral from 0 to u_t. x0: the polynomial's value at u = 0, without a linear
-    term, for on the exact path dx0/du = -u deps/du.
+    term, for on the exact path dx0/du = -u deps/du. At most three nodes: it is an extrapolation.
     """
-    u = np.exp(-lam)
+    u = np.exp(-lam[:3])
     if predict == 'eps':
-        return -integrate(np.ones_like, 0.0, u[0], u)
-    powers = np.r_[0, np.arange(2, len(u) + 1)]
-    scaled = (u / u.max())[None] ** powers[:, None]
-    return np.linalg.solve(scaled, np.eye(len(u))[0])
+        weights = -integrate(np.ones_like, 0.0, u[0], u)
+    else:
+        powers = np.r_[0, np.arange(2, len(u) + 1)]
+        weights = np.linalg.solve((u / u.max())[None] ** powers[:, None], np.eye(len(u))[0])
+    return np.append(weights, np.zeros(len(lam) - len(u)))
 
 
 def factors(here: Point, there: Point, *, predict: str, tau: float = 0.0) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ from diffjax.core.solvers.plans import Plan, Point, Row, check_choice, points, t
 from diffjax.core.solvers.singlestep import start_rows
 
 FINALS = ('adams', 'euler', 'lower')
+LOWEST = -1e300  # of a finite lam
 STARTS = ('multistep', 'singlestep')
 
 Rule = Callable[[float, np.ndarray, float], np.ndarray]  # (lam_s, lam of the nodes, newest first, tau) -> weights
@@ -33,9 +34,9 @@ def order_at(i: int, num_steps: int, order: int, final: str, there: Point) -> in
     return min(order, num_steps - i) if final == 'lower' else order
 
 
-def usable(nodes: list[Node], order: int) -> tuple[list[int], np.ndarray]:
-    """(places in the history, lam) of the newest `order` nodes, those at an infinite lam left out."""
-    chosen = [node for node in nodes if np.isfinite(node.lam)][:order]
+def usable(nodes: list[Node], order: int, lowest: float) -> tuple[list[int], np.ndarray]:
+    """(places in the history, lam) of the newest `order` nodes from `lowest` on, those at an infinite lam left out."""
+    chosen = [node for node in nodes if lowest <= node.lam < np.inf][:order]
     return [node.place for node in chosen], np.array([node.lam for node in chosen])
 
 
@@ -44,14 +45,16 @@ def remembered(nodes: list[Node], lam: float, capacity: int) -> list[Node]:
     return [Node(0, lam), *(Node(n.place + 1, n.lam) for n in nodes if n.place + 1 < capacity)]
 
 
-def advance(here: Point, there: Point, nodes: list[Node], rule: Rule, *, order: int, predict: str, tau: float = 0.0):
+def advance(
+    here: Point, there: Point, nodes: list[Node], rule: Rule, *, order: int, predict: str, tau: float, lowest: float
+):
     """A step as (factor of x, {place in the history: coefficient}, standard deviation of the noise).
 
     order: 0 for a step to sigma = 0 that interpolates in lam, which is of first order there.
     """
     of_x, of_sum, std = factors(here, there, predict=predict, tau=tau)
-    places, lam = usable(nodes, order)
-    if np.isinf(here.lam) or not order:
+    places, lam = usable(nodes, order, max(lowest, LOWEST) if np.isinf(there.lam) else lowest)
+    if not (lowest <= here.lam < np.inf) or not order or not len(lam):
         places, weights = [0], exact_weights(None, here.lam, there.lam, np.zeros(1), predict=predict, tau=tau)
     elif np.isinf(there.lam):
         weights = last_weights(lam, predict=predict)
@@ -70,6 +73,7 @@ def multistep(
     corrector_nodes: int = 0,
     predict: str = 'x0',
     tau: Callable[[float], float] = lambda t: 0.0,
+    lowest: float = LOWEST,
     final: str = 'adams',
     start: str = 'multistep',
 ) -> Plan:
@@ -79,6 +83,7 @@ def multistep(
         corrector: a rule whose first node is the step's end and whose second is its start; of `corrector_nodes` nodes.
         predict: the estimate that is interpolated, 'x0' or 'eps'.
         tau: the noise of the step from t: Eq. 1 in exponential.py.
+        lowest: the lam from which on the rules take a node; minus infinity where they can do with alpha = 0.
         final: the step to sigma = 0, where lam is infinite: 'adams' interpolates in sigma / alpha there and keeps the
             order; 'euler' takes the estimate of x0 as it is, which is of first order; 'lower' does that and lets the
             orders of the steps before it fall towards 1.
@@ -98,7 +103,7 @@ def multistep(
             continue
         nodes, corrected = remembered(nodes, here.lam, len(h)), x
         if corrector and before:
-            places, lam = usable(nodes, order_at(i - 1, len(every) - 1, corrector_nodes - 1, final, here) + 1)
+            places, lam = usable(nodes, order_at(i - 1, len(every) - 1, corrector_nodes - 1, final, here) + 1, lowest)
             of_sum = factors(before, here, predict=predict)[1]
             corrected = anchor + of_sum * (corrector(here.lam, lam, tau(before.t)) @ h[places])
         if stages and np.isfinite(here.lam + there.lam):
@@ -106,9 +111,11 @@ def multistep(
             rows, stages, before = rows + first, False, None
             continue
         at = order_at(i, len(every) - 1, order, final, there)
-        of_x, of_h, std = advance(here, there, nodes, predictor, order=at, predict=predict, tau=tau(here.t))
+        of_x, of_h, std = advance(
+            here, there, nodes, predictor, order=at, predict=predict, tau=tau(here.t), lowest=lowest
+        )
         carried = of_x * corrected + (std * z[0] if noisy else 0.0)
         row = carried + sum(c * h[place] for place, c in of_h.items())
         rows.append(Row(here.t, REMEMBER[predict], row, to_anchor=carried if corrector else None))
-        before = here if np.isfinite(here.lam) else None
+        before = here if lowest <= here.lam < np.inf else None
     return tabulate(schedule, rows, num_noises=int(noisy))

@@ -3,8 +3,8 @@
 import numpy as np
 
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.exponential import REMEMBER, exact_weights
-from diffjax.core.solvers.multistep import multistep
+from diffjax.core.solvers.exponential import POLYNOMIALS, REMEMBER, exact_weights
+from diffjax.core.solvers.multistep import LOWEST, multistep
 from diffjax.core.solvers.plans import Plan, check_choice, check_noise
 
 
@@ -15,6 +15,7 @@ def unipc(
     order: int = 3,
     variant: str = 'bh2',
     predict: str = 'x0',
+    polynomial: str = 'logsnr',
     final: str = 'adams',
     start: str = 'multistep',
 ) -> Plan:
@@ -27,11 +28,16 @@ def unipc(
             the corrector, where the paper fixes the coefficient at 1/2; elsewhere B cancels and the interpolant is
             integrated exactly.
         predict: the estimate that is interpolated, 'x0' or 'eps'.
+        polynomial: the coordinate in which the interpolant is one: the paper's 'logsnr', 'sigma/alpha', 'angle', 't',
+            or, for x0, 'softplus', log(1 + 3 alpha / sigma), like logsnr at low noise but finite at alpha = 0, so that
+            from pure noise on nothing falls back to first order; made for the grid of the same name.
         final: 'lower' is the paper's; see `multistep`, as for start.
     """
     check_choice("unipc's order", order, range(1, 5))
     check_choice('variant', variant, ('bh1', 'bh2'))
     check_choice('predict', predict, REMEMBER)
+    check_choice('polynomial', polynomial, POLYNOMIALS)
+    as_published, options = polynomial == 'logsnr', {'predict': predict, 'polynomial': polynomial}
 
     def line(lam_t, lam_s, other):
         """Weights of (the estimate at `other`, the one at t): B / 2 of the difference over the step."""
@@ -41,14 +47,14 @@ def unipc(
         return np.array([slope, whole - slope])
 
     def predictor(lam_s, lam, tau):
-        if len(lam) == 2:
+        if len(lam) == 2 and as_published:
             return line(lam[0], lam_s, lam[1])[::-1]
-        return exact_weights(schedule, lam[0], lam_s, lam, predict=predict)
+        return exact_weights(schedule, lam[0], lam_s, lam, **options)
 
     def corrector(lam_s, lam, tau):
-        if len(lam) == 2:
+        if len(lam) == 2 and as_published:
             return line(lam[1], lam_s, lam_s)
-        return exact_weights(schedule, lam[1], lam_s, lam, predict=predict)
+        return exact_weights(schedule, lam[1], lam_s, lam, **options)
 
     return multistep(
         schedule,
@@ -58,6 +64,7 @@ def unipc(
         corrector=corrector,
         corrector_nodes=order + 1,
         predict=predict,
+        lowest=-np.inf if polynomial == 'softplus' else LOWEST,
         final=final,
         start=start,
     )
