@@ -5,9 +5,9 @@ A solver may also be given the reverse of one (inversion), or any list of times.
 - times placed on [0, 1] itself: `uniform`, `beta`, `shifted`, `dynamic_shift`, `times`;
 - integer timesteps of a table, i at t = (i + 1) / T: `leading`, `trailing`, `linspace`. A schedule without a table is
   treated as one of 1000 entries;
-- noise levels sigma / alpha: `karras`, `exponential`, `polyexponential`, `logsnr`, `align_your_steps`. They start at
-  t = 1 where the schedule does not reach the highest level that is asked for, and on a table they go down to its first
-  entry, below which no network was trained.
+- noise levels sigma / alpha: `karras`, `exponential`, `polyexponential`, `logsnr`, `softplus`, `align_your_steps`.
+  They start at t = 1 where the schedule does not reach the highest level that is asked for, and on a table they go down
+  to its first entry, below which no network was trained.
 
 Grids of the last two kinds end as `end` says: 'zero', at t = 0 after the lowest level, or 'lowest', at the lowest level
 itself (sigma_min, or the table's first entry).
@@ -30,6 +30,7 @@ __all__ = [
     'logsnr',
     'polyexponential',
     'shifted',
+    'softplus',
     'times',
     'trailing',
     'uniform',
@@ -218,6 +219,34 @@ def karras(
         return rho * np.log(low + u * (high - low))
 
     return _at_levels(schedule, num_steps, sigma_min, sigma_max, end, curve)
+
+
+def softplus(
+    schedule: Schedule,
+    num_steps: int,
+    *,
+    knee: float = 3.0,
+    sigma_min: float | None = None,
+    end: str = 'zero',
+) -> np.ndarray:
+    """Equal steps in log(1 + knee alpha / sigma): in log-SNR at low noise, in alpha / sigma at high noise.
+
+    Few steps are spent near pure noise, where x0 hardly changes. Made for unipc:polynomial=softplus, which interpolates
+    in the same coordinate. On `Flow` knee = 1 is equal steps in log t.
+
+    Args:
+        knee: the sigma / alpha at which one turns into the other; a few times the data's scale.
+        sigma_min: None for 0.2 / num_steps, or a table's first entry.
+    """
+    if not knee > 0:
+        raise ValueError(f'knee is above 0, got {knee}')
+    low = sigma_min or (_lowest_level(schedule) if schedule.first_time else 0.2 / num_steps)
+    reached = float(np.exp(-0.5 * schedule.logsnr(np.float64(1.0))))
+    if not 0 < low < reached:
+        raise ValueError(f'sigma_min lies between 0 and {reached:g}, the highest sigma / alpha; got {low:g}')
+    steps = np.linspace(np.log1p(knee / reached), np.log1p(knee / low), num_steps + (end == 'lowest'))
+    with np.errstate(divide='ignore'):
+        return _to_times(schedule, -np.log(np.expm1(steps) / knee), end)
 
 
 def align_your_steps(schedule: Schedule, num_steps: int, *, model: str = 'sd15', end: str = 'zero') -> np.ndarray:
