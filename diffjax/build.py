@@ -22,9 +22,12 @@ from diffjax.core import grids, parameterizations, schedules, solvers, times, we
 from diffjax.core.guidance import Guidance
 from diffjax.core.losses import Loss
 from diffjax.core.sampling import check_plan
+from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan
+from diffjax.core.solvers.plan_records import check_schedule
 from diffjax.core.transforms import Transforms
 from diffjax.data import Source, open_source, prepare
+from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings, Trainer
@@ -53,7 +56,7 @@ class DatasetSettings:
 class SamplerSettings:
     """The `sampler` section."""
 
-    solver: Any
+    solver: Any  # a component, or PATH.json: a plan, for which grid and num_steps do not count
     grid: Any = 'uniform'
     num_steps: int = 50
     guidance: float = 1.0
@@ -82,6 +85,12 @@ class SamplerSettings:
                 'sampler.dynamic_threshold_max is at least 1 and needs a sampler.dynamic_threshold such as 0.995; '
                 f'got {self.dynamic_threshold_max:g} with {self.dynamic_threshold:g}'
             )
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """Which plan it is, by the keys that decide it."""
+        names = ('solver',) if is_plan_file(self.solver) else ('solver', 'grid', 'num_steps')
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,10 +256,7 @@ def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> De
 def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:
     """The solver on the grid, checked against what the network can be asked."""
     objective = task.objective
-    grid = component(grids, settings.grid, 'sampler.grid', 'schedule', 'num_steps')(
-        objective.schedule, settings.num_steps
-    )
-    plan = component(solvers, settings.solver, 'sampler.solver', 'schedule', 'grid')(objective.schedule, grid)
+    plan = make_plan(objective.schedule, settings.solver, settings.grid, settings.num_steps)
     learned = objective.bound_scale is not None
     check_plan(plan, objective.schedule, objective.parameterization, learned_variance=learned)
     if settings.zero_init >= plan.num_evaluations:
@@ -259,6 +265,16 @@ def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:
             f'the plan makes {plan.num_evaluations} network calls'
         )
     return plan
+
+
+def make_plan(schedule: Schedule, solver: Any, grid: Any, num_steps: int) -> Plan:
+    """The plan that a solver writes on a grid; for PATH.json the one in the file, whatever grid and num_steps say."""
+    if is_plan_file(solver):
+        record = read_plan(solver)
+        check_schedule(record, schedule, solver)
+        return record.plan
+    at = component(grids, grid, 'sampler.grid', 'schedule', 'num_steps')(schedule, num_steps)
+    return component(solvers, solver, 'sampler.solver', 'schedule', 'grid')(schedule, at)
 
 
 def component(module, spec: Any, where: str, *positional: str, **given: Any) -> Callable:

@@ -153,7 +153,8 @@ def sample_run(workdir: Path) -> None:
         seed=FLAGS.seed,
         progress=sys.stderr.isatty(),
     )
-    name = f'{str(settings.solver).replace(":", "-").replace("/", "_")}-{settings.num_steps}steps'
+    solver, *rest = settings.what.values()  # a plan's file takes no steps
+    name = str(solver).replace(':', '-').replace('/', '_') + (f'-{settings.num_steps}steps' if rest else '')
     stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{name}-w{settings.guidance:g}-seed{FLAGS.seed}'
     if jax.process_index():
         return

@@ -135,14 +135,15 @@ def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict,
     summary = (
         f'A network that predicts {network[0]} on the {network[1]} schedule, trained for {figures["step"]:,} steps of '
         f'batch {experiment.training.batch_size} on {experiment.source.num_examples:,} examples of '
-        f'{experiment.source.name}; sampled with {sampler.solver} in {sampler.num_steps} steps at guidance '
+        f'{experiment.source.name}; sampled with {", ".join(f"{k} {v}" for k, v in sampler.what.items())} at guidance '
         f'{sampler.guidance:g}, seed {seed}.'
     )
-    settings = {name: getattr(sampler, name) for name in ('solver', 'grid', 'num_steps', 'guidance')}
+    settings = sampler.what | {'guidance': sampler.guidance}
     settings |= {  # the rest, where it was chosen
         field.name: getattr(sampler, field.name)
         for field in fields(sampler)
-        if field.name not in (*settings, 'batch_size') and getattr(sampler, field.name) != field.default
+        if field.name not in (*settings, 'grid', 'num_steps', 'batch_size')
+        and getattr(sampler, field.name) != field.default
     }
     settings |= {
         'seed of training': experiment.seed,

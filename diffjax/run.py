@@ -28,7 +28,7 @@ from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.state import TrainState
 from diffjax.workdir import read_config
 
-MIN_ROWS, NUM_REMEMBERED, NUM_NOISES = 64, 2, 1  # what plans are padded to
+MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded to; larger ones to powers of 2
 
 
 class Sampler:
@@ -69,10 +69,9 @@ class Sampler:
     ) -> np.ndarray:
         """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone."""
         labels = np.asarray(labels, np.int32)
-        rows = max(MIN_ROWS, 1 << (len(plan.t) - 1).bit_length())
-        plan = jax.tree.map(
-            lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, pad(plan, rows, NUM_REMEMBERED, NUM_NOISES)
-        )
+        sizes = len(plan.t), plan.num_remembered, plan.num_noises
+        plan = pad(plan, *(max(least, 1 << max(size - 1, 0).bit_length()) for size, least in zip(sizes, MIN_SIZES)))
+        plan = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, plan)
         baseline = self._task.num_classes if negative_label < 0 else negative_label
         key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
         chunks = []

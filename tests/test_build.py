@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,8 +23,10 @@ from diffjax.build import (
     parse_component,
 )
 from diffjax.core import grids, parameterizations, schedules, solvers, times, weights
+from diffjax.core.solvers.plan_records import PlanRecord, describe
 from diffjax.core.transforms import NO_TRANSFORMS
 from diffjax.core.types import Model
+from diffjax.plan_files import read_plan, write_plan
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
 
@@ -192,6 +195,71 @@ def test_every_combination_of_a_plan_is_built_or_refused_with_a_reason():
             assert 4 <= plan.num_evaluations <= 8
             assert all(np.isfinite(table).all() for table in plan)
     assert built > 150
+
+
+# Plans in files.
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(path, plan) of DDIM's on three uneven steps of the flow schedule, written by its formula here."""
+    plan = solvers.ddim(schedules.Flow(), [1.0, 0.7, 0.2, 0.0])
+    path = tmp_path / 'plan.json'
+    write_plan(path, PlanRecord(plan, describe(schedules.Flow()), 'ddim', 'by hand', {'error': 0.1 + 0.2}))
+    return str(path), plan
+
+
+def test_a_solver_may_be_a_file(config, saved):
+    """It is the plan that was written, bit for bit, whatever grid and num_steps say."""
+    path, plan = saved
+    for steps, grid in ((3, 'uniform'), (50, 'no such grid')):
+        sampler = {'sampler.solver': path, 'sampler.num_steps': steps, 'sampler.grid': grid}
+        for key, value in sampler.items():
+            config = changed(config, key, value)
+        experiment = build(config)
+        for mine, theirs in zip(experiment.plan(), plan):
+            assert mine.tobytes() == theirs.tobytes()
+    assert read_plan(path).notes == {'error': 0.30000000000000004}
+    assert experiment.sampler.what == {'solver': path}
+    assert replace(experiment.sampler, solver='ddim').what == {
+        'solver': 'ddim',
+        'grid': 'no such grid',
+        'num_steps': 50,
+    }
+
+
+def test_a_file_that_is_no_plan_for_this_network_is_refused_in_one_line(config, saved, tmp_path, compiles):
+    path, plan = saved
+    texts = {
+        'missing.json': None,
+        'empty.json': '',
+        'binary.json': b'\xff\xfe\x00',
+        'python.json': "__import__('os').system('false')",
+        'deep.json': '[' * 100_000,
+        'digits.json': '{"format": ' + '9' * 5000 + '}',
+        'other.json': '{"format": "onnx"}',
+        'nan.json': Path(path).read_text().replace('0.7', 'NaN', 1),
+    }
+    for name, text in texts.items():
+        if text is not None:
+            (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        with compiles() as programs, pytest.raises(ValueError) as caught:
+            build(changed(config, 'sampler.solver', str(tmp_path / name)))
+        assert str(tmp_path / name) in str(caught.value) and '\n' not in str(caught.value), name
+        assert not [program for program in programs if 'step' in program or 'draw' in program]
+    config['sampler']['solver'] = path
+    with pytest.raises(ValueError, match=r'plan.json was made for the schedule Flow\(\), and .* here is Cosine\(\)'):
+        build(changed(config, 'schedule', 'cosine'))
+    config = changed(config, 'times', 'uniform:low=1e-3,high=0.999')
+    with pytest.raises(ValueError, match='target Eps cannot be used at t = 1'):
+        build(changed(config, 'target', 'eps'))
+    with pytest.raises(ValueError, match='zero_init = 3 leaves no call'):
+        build(changed(config, 'sampler.zero_init', 3))
+    noisy = plan._replace(log_variance_range=np.ones((3, 1)))
+    noisy = noisy._replace(to_x=np.pad(plan.to_x, ((0, 0), (0, 1))), to_anchor=np.pad(plan.to_anchor, ((0, 0), (0, 1))))
+    write_plan(path, PlanRecord(noisy, describe(schedules.Flow()), 'ddpm', 'by hand', {}))
+    with pytest.raises(ValueError, match='a learned variance, which this network does not have'):
+        build(config)
 
 
 @pytest.mark.parametrize('name', optimizers.__all__)
