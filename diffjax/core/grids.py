@@ -260,9 +260,9 @@ def align_your_steps(schedule: Schedule, num_steps: int, *, model: str = 'sd15',
     if model not in OPTIMISED_LEVELS:
         raise ValueError(f'model is one of {", ".join(OPTIMISED_LEVELS)}; got {model!r}')
     given = np.log(OPTIMISED_LEVELS[model])
-    logs = np.interp(np.linspace(0, 1, num_steps + 1), np.linspace(0, 1, len(given)), given)
     if schedule.first_time:
-        logs = np.maximum(logs, np.log(_lowest_level(schedule)))
+        given[-1] = max(given[-1], np.log(_lowest_level(schedule)))
+    logs = np.interp(np.linspace(0, 1, num_steps + 1), np.linspace(0, 1, len(given)), given)
     return _to_times(schedule, logs if end == 'lowest' else logs[:-1], end)
 
 
