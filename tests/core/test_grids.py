@@ -1,5 +1,7 @@
 """Grids against the papers' formulas and published tables."""
 
+import inspect
+
 import numpy as np
 import pytest
 from scipy.special import betainc
@@ -7,7 +9,8 @@ from scipy.special import betainc
 from diffjax.core import grids, schedules
 
 FLOW, LINEAR, SD, EDM = schedules.Flow(), schedules.Linear(), schedules.ScaledLinear(), schedules.EDM()
-ENDING = ['align_your_steps', 'exponential', 'karras', 'leading', 'linspace', 'logsnr', 'polyexponential', 'trailing']
+ENDS = {name: inspect.signature(getattr(grids, name)).parameters.get('end') for name in grids.__all__}
+ENDING = [name for name, end in ENDS.items() if end is not None and end.default == 'zero']
 
 
 def ratio(schedule, t):
@@ -231,6 +234,22 @@ def test_a_grid_that_asks_for_more_starts_at_one(schedule):
         assert t[0] == 1 or ratio(schedule, t[0]) == pytest.approx(1e3, rel=1e-5)
         assert t[0] > 0.99
     assert grids.logsnr(schedules.VE(), 5, low=-30)[0] == grids.align_your_steps(SD, 5)[0] == 1
+
+
+def test_softplus_is_even_in_its_coordinate(schedule):
+    """log(1 + 3 alpha / sigma), written out, from what the schedule reaches to 0.2 / N or a table's first entry."""
+    t = grids.softplus(schedule, 9)[:-1]
+    steps = np.log1p(3 * schedule.alpha(t) / schedule.sigma(t))
+    np.testing.assert_allclose(np.diff(steps), (steps[-1] - steps[0]) / 8, rtol=1e-6)
+    assert t[0] == 1
+    low = schedule.first_time or schedule.t_of_logsnr(-2 * np.log(np.float64(0.2 / 9)))
+    assert t[-1] == pytest.approx(low, rel=1e-9)
+    t = grids.softplus(schedules.Flow(), 6, knee=1.0, sigma_min=0.05)[:-1]
+    np.testing.assert_allclose(t, np.geomspace(1, 0.05 / 1.05, 6), rtol=1e-12)
+    with pytest.raises(ValueError, match='sigma_min lies between 0 and 80'):
+        grids.softplus(schedules.EDM(), 9, sigma_min=90.0)
+    with pytest.raises(ValueError, match='knee is above 0'):
+        grids.softplus(schedules.EDM(), 9, knee=0.0)
 
 
 PUBLISHED = {  # Sabour et al. 2024, Table 3
