@@ -40,6 +40,7 @@ setup(
         'cuda12': ['jax[cuda12]>=0.10.2'],
         'cuda13': ['jax[cuda13]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
+        'parity': ['torch==2.13.0', 'diffusers>=0.42.0', 'torchdiffeq>=0.2.5', 'torchsde>=0.2.6'],  # tests/parity
     },
     classifiers=[
         'Intended Audience :: Science/Research',
