@@ -24,7 +24,7 @@ def euler_ancestral(schedule: Schedule, grid, *, eta: float = 1.0) -> Plan:
 
 def split(here: float, there: float, eta: float) -> tuple[float, float]:
     """(u_down, u_up) of a step between two values of sigma / alpha, Eq. 1."""
-    up = eta * there * np.sqrt(-np.expm1(2 * np.log(there / here))) if eta and there else 0.0
+    up = eta * there * np.sqrt((1 - there / here) * (1 + there / here)) if eta else 0.0
     return np.sqrt(there**2 - up**2), up
 
 
