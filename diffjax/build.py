@@ -1,8 +1,9 @@
 """From a config, which is plain data, to objects. The only file that reads component names.
 
 A component is written `'name'`, `'name:option=value,option=value'`, or `dict(name='name', option=value)`, and names an
-entry of a module's `__all__`; capitals and underscores do not matter. Whatever does not fit raises `ConfigError`, with
-the choices there are, before anything is compiled or written.
+entry of a module's `__all__`; capitals and underscores do not matter. An option that is a schedule is written like a
+component itself, and a list of numbers is a grid. Whatever does not fit raises `ConfigError`, with the choices there
+are, before anything is compiled or written.
 """
 
 import ast
@@ -273,6 +274,8 @@ def make_plan(schedule: Schedule, solver: Any, grid: Any, num_steps: int) -> Pla
         record = read_plan(solver)
         check_schedule(record, schedule, solver)
         return record.plan
+    if isinstance(values := _literal(grid) if isinstance(grid, str) else grid, list | tuple):
+        grid = {'name': 'times', 'values': values}
     at = component(grids, grid, 'sampler.grid', 'schedule', 'num_steps')(schedule, num_steps)
     return component(solvers, solver, 'sampler.solver', 'schedule', 'grid')(schedule, at)
 
@@ -291,14 +294,16 @@ def component(module, spec: Any, where: str, *positional: str, **given: Any) -> 
     if _plain(name) not in known:
         raise ConfigError(f'{where}: unknown name {name!r}{_suggest(name, module.__all__)}')
     entry = getattr(module, known[_plain(name)])
-    accepted = [p for p in inspect.signature(entry).parameters if p not in (*positional, *given, 'parent', 'name')]
+    parameters = inspect.signature(entry).parameters
+    accepted = [p for p in parameters if p not in (*positional, *given, 'parent', 'name')]
     _check_keys(f'{where} {name!r}', options, accepted)
-    required = [
-        p.name for p in inspect.signature(entry).parameters.values() if p.default is p.empty and p.name in accepted
-    ]
+    required = [p for p in accepted if parameters[p].default is inspect.Parameter.empty]
     if missing := [p for p in required if p not in options]:
         raise ConfigError(f'{where} {name!r} needs {", ".join(missing)}')
-    given = {key: value for key, value in given.items() if key in inspect.signature(entry).parameters}
+    given = {key: value for key, value in given.items() if key in parameters}
+    for key in options:
+        if parameters[key].annotation is Schedule:
+            options[key] = component(schedules, options[key], f'{where} {name!r} {key}')()
 
     def make(*args):
         try:
@@ -313,13 +318,25 @@ def parse_component(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
     """(name, options) of a component's spec. Values are Python literals, or else strings; nothing is executed."""
     if isinstance(spec, str):
         name, _, rest = spec.partition(':')
-        pairs = [part.partition('=') for part in rest.split(',') if part]
+        pairs = [part.partition('=') for part in _split(rest) if part]
         if bad := [key for key, equals, _ in pairs if not equals]:
             raise ConfigError(f'{where}: options are written name:option=value,..., got {bad[0]!r} in {spec!r}')
         return name.strip(), {key.strip(): _literal(value.strip()) for key, _, value in pairs}
     if isinstance(spec, Mapping) and isinstance(spec.get('name'), str):
         return spec['name'], {key: value for key, value in spec.items() if key != 'name'}
     raise ConfigError(f"{where} is a name, 'name:option=value' or dict(name=..., ...); got {spec!r}")
+
+
+def _split(text: str) -> list[str]:
+    """`text` at its commas, those inside brackets left alone."""
+    parts, depth = [''], 0
+    for letter in text:
+        depth += (letter in '([{') - (letter in ')]}')
+        if letter == ',' and depth <= 0:
+            parts.append('')
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def section(make: Callable, config: Mapping[str, Any], name: str) -> Any:
