@@ -20,7 +20,7 @@ ROOMS = {
 }
 ALL = (*ROOMS, 'build', 'command', 'main', 'plan_files', 'results', 'run', 'workdir')
 CORE_NEEDS = ('jax', 'numpy')  # beside the standard library
-CORE_NEEDS_LAZILY = {'oracles.py': ('scipy',), 'likelihood.py': ('diffrax',)}  # inside functions
+CORE_NEEDS_LAZILY = {'oracles.py': ('scipy',), 'grids.py': ('scipy',), 'likelihood.py': ('diffrax',)}  # inside functions
 
 
 def imports(path, package):
