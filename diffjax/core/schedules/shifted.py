@@ -62,24 +62,26 @@ class Shifted(Schedule):
         """k of Eq. 1."""
         return math.exp(0.5 * self._shift)
 
-    def _norm(self, t):
-        """N of Eq. 1."""
-        xp, signal, noise = namespace(t), self._factor * self.base.alpha(t), self.base.sigma(t)
+    def _parts(self, t):
+        """k alpha, sigma and N of Eq. 1."""
+        signal, noise = self._factor * self.base.alpha(t), self.base.sigma(t)
         if self.power == 0:
-            return signal
-        return signal + noise if self.power == 1 else xp.hypot(signal, noise)
+            return signal, noise, signal
+        return signal, noise, signal + noise if self.power == 1 else namespace(t).hypot(signal, noise)
 
     def alpha(self, t):
-        return self._factor * self.base.alpha(t) / self._norm(t)
+        signal, _, norm = self._parts(t)
+        return signal / norm
 
     def sigma(self, t):
-        return self.base.sigma(t) / self._norm(t)
+        _, noise, norm = self._parts(t)
+        return noise / norm
 
     def alpha_prime(self, t):
-        return self._factor * self.base.alpha_prime(t) / self._norm(t) ** (self.power + 1)
+        return self._factor * self.base.alpha_prime(t) / self._parts(t)[2] ** (self.power + 1)
 
     def sigma_prime(self, t):
-        return self._factor**self.power * self.base.sigma_prime(t) / self._norm(t) ** (self.power + 1)
+        return self._factor**self.power * self.base.sigma_prime(t) / self._parts(t)[2] ** (self.power + 1)
 
     def logsnr(self, t):
         return self.base.logsnr(t) + self._shift

@@ -1,13 +1,14 @@
 """Schedules of the Markov chain: tables of betas, with log-SNR interpolated between the entries.
 
-abar_i = (1 - beta_0) ... (1 - beta_i) stands at t = (i + 1) / T, i = 0 ... T - 1. At any t the pair (alpha, sigma) is a
-direction (u, w) of unit length,
+abar_i = (1 - beta_0) ... (1 - beta_i) stands at t = (i + 1) / T, i = 0 ... T - 1. At any t
 
-    alpha = u / h,  sigma = w / h,  h^2 = u^2 + w^2,   alpha' = w d / h^3,  sigma' = -u d / h^3,  d = u' w - u w'   (1)
+    alpha / sigma = (b / a) exp(l / 2)                                                                          (1)
 
-and the direction is finite everywhere: (1, q T t) before the first entry, where sigma / alpha falls linearly from the
-entry's q to 0, so that t = 0 is data; (exp(logsnr / 2), 1) between entries; and, in the last cell of a table with zero
-terminal SNR, (r T (1 - t), 1), where alpha / sigma falls linearly to 0.
+with l the table's log-SNR, linear between two entries; a = T t before the first entry and 1 after it, so that sigma /
+alpha falls linearly to 0 and t = 0 is data; b = T (1 - t) in the last cell of a table with zero terminal SNR and 1
+before it, so that alpha / sigma falls linearly to 0. With u = b exp(l / 2) and h^2 = u^2 + a^2 everything is finite:
+
+    alpha = u / h,  sigma = a / h,   alpha' = a d / h^3,  sigma' = -u d / h^3,  d = u' a - u a'                  (2)
 """
 
 import abc
@@ -53,40 +54,37 @@ class Discrete(Schedule):
         abar = ((root[:-1] - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         return np.log(abar) - np.log1p(-abar)
 
-    def _cell(self, t):
-        """(log-SNR at t between the table's entries, its slope in t, before the first entry, after the last).
+    @cached_property
+    def _rises(self) -> np.ndarray:
+        """From each entry to the next, subtracted in float64; 0 after the last."""
+        return np.diff(self._table, append=self._table[-1])
+
+    def _parts(self, t):
+        """l, a and b of Eq. 1 and their slopes.
 
         The distance to an entry is taken from the nearer end of [0, 1]: T t and T (1 - t) keep their digits there. Both
         are rounded before anything is added: a fused multiply-add in one of two uses would put t into two cells.
         """
-        xp = namespace(t)
-        total, last = self.num_timesteps, len(self._table) - 1
-        table = xp.asarray(self._table, t.dtype)
-        rises = xp.asarray(np.diff(self._table, append=self._table[-1]), t.dtype)  # subtracted in float64
-        up, down = total * t, total * (1 - t)
-        entry = xp.where(t < 0.5, xp.floor(up) - 1, total - 1 - xp.ceil(down))
-        entry = xp.clip(entry, 0, max(last - 1, 0)).astype(int)
+        xp, total, last = namespace(t), self.num_timesteps, len(self._table) - 1
+        up, down, one = total * t, total * (1 - t), xp.ones_like(t)
+        entry = xp.clip(xp.floor(up) - 1, 0, max(last - 1, 0)).astype(int)
         way = xp.where(t < 0.5, up - (entry + 1), total - 1 - entry - down)
-        return table[entry] + way * rises[entry], total * rises[entry], up < 1, down < total - 1 - last
-
-    def _direction(self, t):
-        """u, w and their derivatives (Eq. 1)."""
-        xp = namespace(t)
-        total, zero, one = self.num_timesteps, xp.zeros_like(t), xp.ones_like(t)
-        q, r = float(np.exp(-0.5 * self._table[0])), float(np.exp(0.5 * self._table[-1]))
-        logsnr, slope, first, last = self._cell(t)
-        u = xp.exp(0.5 * logsnr)
-        before = one, q * total * t, zero, q * total * one
-        inner = u, one, 0.5 * slope * u, zero
-        after = r * total * (1 - t), one, -r * total * one, zero
-        return [xp.where(first, b, xp.where(last, a, i)) for b, i, a in zip(before, inner, after)]
+        rise = xp.asarray(self._rises, t.dtype)[entry]
+        before, after = up < 1, down < total - 1 - last
+        rise = xp.where(before | after, 0 * one, rise)
+        table = xp.asarray(self._table, t.dtype)[xp.where(after, last, entry)]
+        a, b = xp.where(before, up, one), xp.where(after, down, one)
+        slopes = total * rise, xp.where(before, total * one, 0 * one), xp.where(after, -total * one, 0 * one)
+        return (table + way * rise, a, b), slopes
 
     def _unit(self, t):
-        """alpha, sigma, and d / h^2 of Eq. 1."""
+        """alpha, sigma, and d / h^2 of Eq. 2."""
         t = namespace(t).asarray(t)
-        u, w, u_prime, w_prime = self._direction(t)
-        h = namespace(t).hypot(u, w)
-        return u / h, w / h, (u_prime * w - u * w_prime) / h**2
+        (level, a, b), (level_prime, a_prime, b_prime) = self._parts(t)
+        root = namespace(t).exp(0.5 * level)
+        u, u_prime = b * root, (b_prime + 0.5 * b * level_prime) * root
+        h = namespace(t).hypot(u, a)
+        return u / h, a / h, (u_prime * a - u * a_prime) / h**2
 
     def alpha(self, t):
         return self._unit(t)[0]
@@ -103,11 +101,8 @@ class Discrete(Schedule):
         return -alpha * turn
 
     def logsnr(self, t):
-        xp, total = namespace(t), self.num_timesteps
-        inner, _, first, last = self._cell(xp.asarray(t))
-        before = float(self._table[0]) - 2 * log(total * t)
-        after = float(self._table[-1]) + 2 * log(total * (1 - t))
-        return xp.where(first, before, xp.where(last, after, inner))
+        (level, a, b), _ = self._parts(namespace(t).asarray(t))
+        return level - 2 * log(a) + 2 * log(b)
 
     def t_of_logsnr(self, logsnr):
         xp = namespace(logsnr)
