@@ -196,3 +196,4 @@ GRIDS = {name: {'timestep_spacing': name} for name in ('linspace', 'leading', 't
     'shift=3': {'shift': 3.0},
     'own': {},  # of those that offer no choice
 }
+DISTILLED = ('LCMScheduler', 'TCDScheduler')  # their timesteps are those of distillation, whatever spacing is asked for

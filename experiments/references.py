@@ -13,7 +13,7 @@ import diffusers_reference
 import kdiffusion_reference
 import numpy as np
 from diffusers_reference import Denoise
-from diffusers_schedulers import GRIDS, PAIR, REFERENCES, VELOCITY
+from diffusers_schedulers import DISTILLED, GRIDS, PAIR, REFERENCES, VELOCITY
 from kdiffusion_reference import SAMPLERS
 
 from diffjax.core.schedules import EDM, Discrete, Flow, Schedule
@@ -27,14 +27,16 @@ class Ending(NamedTuple):
     num_steps: int
     num_evaluations: int
     stochastic: bool
-    x: np.ndarray  # [B, D]; NaN where the reference makes NaN
+    x: np.ndarray  # [B, D]; NaN where the reference makes NaN, or refuses
+    failure: str = ''  # what it said when it refused
 
 
 def grids(name: str, schedule: Schedule) -> list[str]:
     """The grids of a reference on a schedule; none where it does not run there."""
-    if name in SAMPLERS:
+    if name in SAMPLERS:  # they work on x / alpha
         table = ['timesteps'] if isinstance(schedule, Discrete) else []
-        return [] if isinstance(schedule, Flow) else ['karras', 'exponential', 'polyexponential', *table]
+        begins = np.isfinite(schedule.logsnr(np.float64(1.0)))
+        return ['karras', 'exponential', 'polyexponential', *table] if begins else []
     reference = REFERENCES[name]
     if reference.family is PAIR:  # its own schedule is none of ours
         return []
@@ -42,11 +44,12 @@ def grids(name: str, schedule: Schedule) -> list[str]:
         names = ['karras', 'exponential']
     elif isinstance(schedule, Flow):
         names = ['shift=1', 'shift=3'] + (['uniform', 'karras', 'beta'] if reference.family is VELOCITY else [])
+    elif reference.scheduler in DISTILLED:
+        names = ['own']
     else:
         names = [grid for grid in GRIDS if not grid.startswith('shift')]
-    spaced = [grid for grid in names if grid != 'own' and _runs(name, schedule, grid)]
-    with_spacing = 'linspace' in spaced or not isinstance(schedule, Discrete)
-    return spaced if with_spacing or not _runs(name, schedule, 'own') else ['own', *spaced]
+    known = [grid for grid in names if _runs(name, schedule, grid)]
+    return [grid for grid in known if grid != 'own'] if 'linspace' in known else known
 
 
 @cache
@@ -73,5 +76,10 @@ def endings(
             continue
         module = kdiffusion_reference if name in SAMPLERS else diffusers_reference
         for grid in grids(name, schedule):
-            path = module.run(name, schedule, denoise, x, num_steps, grid)
+            try:
+                path = module.run(name, schedule, denoise, x, num_steps, grid)
+            except ValueError as error:  # more steps than it knows, say: a finding, which goes into the table
+                nothing = np.full_like(x, np.nan)
+                yield Ending(name, grid, num_steps, num_evaluations, stochastic, nothing, ' '.join(str(error).split()))
+                continue
             yield Ending(name, grid, num_steps, path.num_evaluations, stochastic, path.states[-1])

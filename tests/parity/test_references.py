@@ -84,7 +84,8 @@ def test_each_runs_on_the_grids_that_it_has():
     assert references.grids('ddim', TABLE) == spacings
     assert references.grids('unipc-3-bh2', TABLE) == [*spacings, *sigmas]
     assert references.grids('dpmpp-3m-heun', TABLE) == [*spacings, *sigmas, 'lu']
-    assert references.grids('dpmpp-3s-heun', TABLE) == ['own', *sigmas]
+    assert references.grids('dpmpp-3s-heun', TABLE) == [*sigmas, 'own']
+    assert references.grids('lcm', TABLE) == ['own']
     assert references.grids('k-lms-4', TABLE) == ['karras', 'exponential', 'polyexponential', 'timesteps']
     assert references.grids('edm-euler', SIGMAS) == references.grids('heun', SIGMAS) == ['karras', 'exponential']
     assert references.grids('flow-heun', LINE) == references.grids('deis-3', LINE) == ['shift=1', 'shift=3']
@@ -104,3 +105,12 @@ def test_endings_keep_the_budget_and_come_near_the_flow(schedule):
     assert len(finite) > 0.8 * len(found) and min(finite) < 0.02 < np.median(finite) < 1.5
     assert {name for name, _ in errors} <= set(REFERENCES) | set(references.SAMPLERS)
     assert any(name.startswith('k-') for name, _ in errors) != (schedule == LINE)
+
+
+def test_a_refusal_goes_into_the_table(monkeypatch):
+    monkeypatch.setattr(references, 'REFERENCES', {'tcd-eta0': REFERENCES['tcd-eta0']})
+    monkeypatch.setattr(references, 'SAMPLERS', {})
+    x = np.zeros((2, 2))
+    (few,), (many,) = (list(references.endings(TABLE, MIXTURE.posterior, x, budget)) for budget in (4, 60))
+    assert few.failure == '' and np.isfinite(few.x).all()
+    assert '50' in many.failure and '\n' not in many.failure and np.isnan(many.x).all()
