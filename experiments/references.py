@@ -70,6 +70,7 @@ def endings(
         x: [B, D], the state at t = 1; also where a grid begins below it, as its users do.
         stochastic: those whose end point is random, instead of those whose end point is not.
     """
+    diffusers_reference.load('diffusers'), kdiffusion_reference.sampling()  # what is missing is told at once
     for name, reference in (REFERENCES | SAMPLERS).items():
         num_steps = reference.num_steps(num_evaluations)
         if reference.stochastic != stochastic or num_steps < reference.fewest:

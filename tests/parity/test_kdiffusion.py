@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip('torchsde', reason="pip install -e '.[parity]'")
 pytest.importorskip('torchdiffeq', reason="pip install -e '.[parity]'")
 
-from cases import FINAL, SIGMAS, STATES, Case, brownian, fast, gap, two_stages  # noqa: E402
-from kdiffusion_reference import CHURN, SAMPLERS, available, run  # noqa: E402
+from cases import FINAL, SIGMAS, STATES, TABLE, Case, brownian, fast, gap, two_stages  # noqa: E402
+from kdiffusion_reference import CHURN, SAMPLERS, available, named_sigmas, run, sampling  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not available(), reason='pip install --no-deps k-diffusion')
 
@@ -64,6 +64,21 @@ def test_every_state_is_theirs(case, ours):
 def test_known_differences_are_there(case, ours):
     assert case.differs
     assert not gap(case, run, ours(case.schedule)).max() < 1e-6
+
+
+def test_named_grids_are_theirs():
+    theirs, ends = sampling(), (10, 0.002, 80.0)
+    for name, function in (('karras', theirs.get_sigmas_karras), ('exponential', theirs.get_sigmas_exponential)):
+        np.testing.assert_allclose(named_sigmas(SIGMAS, 10, name), function(*ends).numpy()[:-1], rtol=1e-5)
+    squared = theirs.get_sigmas_polyexponential(*ends, rho=2.0).numpy()[:-1]
+    np.testing.assert_allclose(named_sigmas(SIGMAS, 10, 'polyexponential'), squared, rtol=1e-5)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    log_sigmas = 0.5 * np.log(1 / np.cumprod(1 - betas) - 1)
+    wanted = np.exp(np.interp(np.linspace(999, 0, 7), np.arange(1000), log_sigmas))
+    np.testing.assert_allclose(named_sigmas(TABLE, 7, 'timesteps'), wanted, rtol=1e-9)
+    np.testing.assert_allclose(named_sigmas(TABLE, 7, 'karras')[[0, -1]], wanted[[0, -1]], rtol=1e-9)
+    with pytest.raises(ValueError, match="on EDM k-diffusion has no grid 'timesteps'"):
+        named_sigmas(SIGMAS, 7, 'timesteps')
 
 
 def test_no_sampler_is_left_out():

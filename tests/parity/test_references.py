@@ -79,6 +79,14 @@ def test_a_missing_package_says_how_to_get_it():
         diffusers_reference.load('torch_that_nobody_has')
 
 
+@pytest.mark.parametrize('name', ['karras', 'exponential'])
+def test_the_grids_of_edm_are_its_schedulers(name):
+    scheduler = diffusers.EDMEulerScheduler(sigma_max=SIGMAS.sigma_max, sigma_schedule=name)
+    scheduler.set_timesteps(9)
+    t = run('heun', SIGMAS, name, 9).t
+    np.testing.assert_allclose(SIGMAS.sigma(np.append(t[:-1:2], t[-1])), scheduler.sigmas.numpy(), rtol=1e-5)
+
+
 def test_each_runs_on_the_grids_that_it_has():
     spacings, sigmas = ['linspace', 'leading', 'trailing'], ['karras', 'exponential', 'beta']
     assert references.grids('ddim', TABLE) == spacings
