@@ -29,82 +29,13 @@ from diffjax.core.solvers.plan_records import check_schedule
 from diffjax.core.transforms import Transforms
 from diffjax.data import Source, open_source, prepare
 from diffjax.plan_files import is_plan_file, read_plan
+from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.sharding import make_mesh
 
 BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
-
-
-class ConfigError(ValueError):
-    """A config that cannot be built; the message names the value and what would be right."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSettings:
-    """The `dataset` section."""
-
-    name: str
-    split: str = 'train'
-    test_split: str = 'test'  # '': nothing is held out
-    data_dir: str = ''  # '': TFDS's default
-    flip: bool = False
-    latent_scale: float = 0.18215
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """The `sampler` section."""
-
-    solver: Any  # a component, or PATH.json: a plan, for which grid and num_steps do not count
-    grid: Any = 'uniform'
-    num_steps: int = 50
-    guidance: float = 1.0
-    guidance_low: float = 0.0
-    guidance_high: float = 1.0
-    guidance_rescale: float = 0.0  # phi: 0 none, 1 the conditional branch's standard deviation
-    cfg_zero_star: bool = False  # the optimised scale of the baseline
-    zero_init: int = 0  # so many first network calls have no velocity, as in CFG-Zero*
-    threshold: float = 0.0  # x0 is clipped to [-threshold, threshold]; 0: it is not
-    dynamic_threshold: float = 0.0  # the fraction of |x0| that is not clipped, such as 0.995; 0: all
-    dynamic_threshold_max: float = 0.0  # the bound's own bound, from 1; 0: none
-    negative_label: int = -1  # -1: the null condition is the baseline
-    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
-    batch_size: int = 256
-
-    def __post_init__(self):
-        _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
-        _check_least(0, 'sampler', self, 'zero_init', 'threshold')
-        for name in ('guidance_rescale', 'dynamic_threshold'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f'sampler.{name} lies in [0, 1], got {getattr(self, name)}')
-        if self.threshold and self.dynamic_threshold:
-            raise ConfigError('sampler.threshold and sampler.dynamic_threshold are two ways to bound x0: set one to 0')
-        if self.dynamic_threshold_max and not (self.dynamic_threshold and self.dynamic_threshold_max >= 1):
-            raise ConfigError(
-                'sampler.dynamic_threshold_max is at least 1 and needs a sampler.dynamic_threshold such as 0.995; '
-                f'got {self.dynamic_threshold_max:g} with {self.dynamic_threshold:g}'
-            )
-
-    @property
-    def what(self) -> dict[str, Any]:
-        """Which plan it is, by the keys that decide it."""
-        names = ('solver',) if is_plan_file(self.solver) else ('solver', 'grid', 'num_steps')
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """The `evaluation` section."""
-
-    num_samples: int
-    classifier: str = 'none'  # 'svc': scikit-learn's support vector machine on pixels
-    noise_levels: int = 10
-
-    def __post_init__(self):
-        _check_least(0, 'evaluation', self, 'num_samples')
-        _check_least(1, 'evaluation', self, 'noise_levels')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +134,6 @@ def build(config: Mapping[str, Any]) -> Experiment:
     training = section(Settings, config, 'training')
     evaluation = section(EvaluationSettings, config, 'evaluation')
     sampler = section(SamplerSettings, config, 'sampler')
-    if evaluation.classifier not in ('none', 'svc'):
-        raise ConfigError(f"evaluation.classifier is 'none' or 'svc', got {evaluation.classifier!r}")
     if sampler.params not in ('', 'raw', *training.ema):
         raise ConfigError(f"sampler.params is 'raw' or one of {', '.join(training.ema)}; got {sampler.params!r}")
     mesh = section(make_mesh, config, 'mesh')
@@ -362,12 +291,6 @@ def _check_keys(where: str, values: Mapping[str, Any], known, required=()) -> No
             raise ConfigError(f'{where}: unknown key {key!r}{_suggest(key, known)}')
     if missing := [key for key in required if key not in values]:
         raise ConfigError(f'{where} lacks {", ".join(missing)}')
-
-
-def _check_least(least: int, where: str, values: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(values, name) >= least:  # NaN neither
-            raise ConfigError(f'{where}.{name} must be at least {least}, got {getattr(values, name)}')
 
 
 def _suggest(name: str, known) -> str:
