@@ -141,6 +141,7 @@ def test_spacings_are_table_2s():
 def test_spacings_where_steps_do_not_divide():
     """As diffusers 0.42 rounds them: 30 steps of 1000, 3 steps with a tie, 48 with ties that rounding undoes."""
     assert told(SD, grids.leading(SD, 30))[:4] == [957, 924, 891, 858]
+    assert told(SD, grids.leading(SD, 7)) == [852, 710, 568, 426, 284, 142, 0, -1]
     assert told(SD, grids.trailing(SD, 30))[:5] == [999, 966, 932, 899, 866]
     assert told(SD, grids.linspace(SD, 30))[:5] == [999, 965, 930, 896, 861]
     assert told(SD, grids.linspace(SD, 3)) == [999, 500, 0, -1]

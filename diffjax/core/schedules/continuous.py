@@ -1,9 +1,4 @@
-"""Schedules in continuous time, in closed form.
-
-For variance preserving schedules (alpha^2 + sigma^2 = 1) a derivative of logsnr gives both others:
-
-    alpha' = alpha sigma^2 logsnr' / 2,   sigma' = -sigma alpha^2 logsnr' / 2                                  (2)
-"""
+"""Schedules in continuous time, in closed form."""
 
 import abc
 from dataclasses import dataclass
@@ -65,7 +60,8 @@ class Cosine(Schedule):
 class Shared(Schedule):
     """Variance preserving schedules given by the noise's share of the variance, sigma^2 = 1 - abar.
 
-    The slopes at an end where alpha or sigma leaves 0 like a root are infinite, and stand as very large numbers.
+    With r = d sigma^2 / dt: alpha' = -r / (2 alpha), sigma' = r / (2 sigma). Where alpha or sigma leaves 0 like a root
+    its slope is infinite, and stands as a very large number.
     """
 
     @abc.abstractmethod
