@@ -6,6 +6,9 @@ that is missing there fails with a KeyError that names it.
 """
 
 import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +20,63 @@ from diffjax.core.guidance import Guidance, classifier_free
 from diffjax.core.sampling import pad, sample, sample_keys
 
 SETTINGS = {  # the settings of a solver that are methods of their own
-    'ddpm': ({'variance': 'small'}, {'variance': 'large'}, {'variance': 'learned'}),
     'ddim': ({'eta': 0.0}, {'eta': 0.5}, {'eta': 1.0}),
+    'ddpm': ({'variance': 'small'}, {'variance': 'large'}, {'variance': 'learned'}),
+    'deis': (
+        *({'order': p, 'polynomial': 'logsnr'} for p in (1, 2, 3, 4)),
+        *({'order': p, 'polynomial': 't'} for p in (2, 3, 4)),
+        {'order': 3, 'polynomial': 'angle'},
+        {'order': 3, 'polynomial': 'sigma/alpha'},
+        {'order': 3, 'polynomial': 'logsnr', 'final': 'lower'},
+    ),
+    'dpm2_ancestral': ({'eta': 1.0}, {'eta': 0.0}),
+    'dpm_solver': (*({'order': p} for p in (1, 2, 3)), *({'order': p, 'stages': 'grid'} for p in (2, 3))),
+    'dpm_solver_m': (*({'order': p} for p in (1, 2, 3)), {'order': 3, 'halved': True}),
+    'dpmpp_2m': ({}, {'final': 'euler'}, {'final': 'lower'}, {'start': 'singlestep'}),
+    'dpmpp_2m_sde': tuple({'kind': kind, 'eta': eta} for kind in ('midpoint', 'heun') for eta in (1.0, 0.0)),
+    'dpmpp_2s': ({}, {'stages': 'grid'}),
+    'dpmpp_2s_ancestral': ({'eta': 1.0}, {'eta': 0.0}),
+    'dpmpp_3m': ({}, {'halved': True}, {'final': 'euler'}, {'final': 'lower'}, {'start': 'singlestep'}),
+    'dpmpp_3m_sde': ({'eta': 1.0}, {'eta': 0.5, 'final': 'adams'}, {'halved': True}, {'eta': 0.0}),
+    'dpmpp_3s': ({}, {'stages': 'grid'}),
+    'dpmpp_sde': ({'eta': 1.0}, {'eta': 0.5, 'r': 0.3}, {'eta': 0.0}),
+    'edm': ({}, {'churn': 0.0}),
     'euler': tuple({'coordinate': c} for c in solvers.COORDINATES),
+    'euler_ancestral': ({'eta': 1.0}, {'eta': 0.0}),
+    'euler_maruyama': (*({'diffusion': name} for name in ('sde', 'sigma', 'constant')), {'scale': 0.0}),
     'heun': tuple({'coordinate': c} for c in solvers.COORDINATES),
+    'lms': (*({'order': p} for p in (1, 2, 3, 4)), *({'order': 3, 'coordinate': c} for c in ('t', 'angle'))),
+    'pndm': ({'warmup': 'plms'}, {'warmup': 'prk'}),
+    'repaint': ({'jump': 2, 'repeats': 3}, {'jump': 3, 'repeats': 2, 'variance': 'large'}),
+    'restart': ({'low': 0.5}, {'low': 0.5, 'num_restarts': 2, 'num_steps': 3}, {'num_restarts': 0}),
+    'rk4': tuple({'coordinate': c} for c in solvers.COORDINATES),
+    'sa_solver': (
+        {},
+        {'predictor': 2, 'corrector': 2, 'adapted': True},
+        {'tau': 0.6, 'low': 0.2, 'high': 0.8, 'corrector': 0, 'final': 'adams'},
+        {'tau': 0.0},
+        {'tau': 0.0, 'final': 'adams', 'predictor': 2, 'corrector': 0},
+        {'tau': 0.0, 'final': 'adams', 'predictor': 2, 'corrector': 3},
+    ),
+    'tcd': ({'gamma': 0.3}, {'gamma': 1.0}, {'gamma': 0.0}),
+    'unipc': (
+        *({'order': p} for p in (1, 2, 3, 4)),
+        *({'order': p, 'variant': 'bh1'} for p in (1, 2)),
+        {'order': 3, 'predict': 'eps'},
+        {'order': 3, 'final': 'lower'},
+        {'order': 3, 'polynomial': 'softplus'},
+        {'order': 4, 'start': 'singlestep'},
+    ),
+}
+SILENCED_BY = {  # solvers that add noise: the option whose 0 makes them deterministic, None where there is none
+    **dict.fromkeys(('consistency', 'ddpm', 'lcm', 'repaint')),
+    **dict.fromkeys(('ddim', 'dpm2_ancestral', 'dpmpp_2m_sde', 'dpmpp_2s_ancestral', 'dpmpp_3m_sde'), 'eta'),
+    **dict.fromkeys(('dpmpp_sde', 'euler_ancestral'), 'eta'),
+    'edm': 'churn',
+    'euler_maruyama': 'scale',
+    'restart': 'num_restarts',
+    'sa_solver': 'tau',
+    'tcd': 'gamma',
 }
 SCHEDULES = {  # one example of each schedule
     name: getattr(schedules, name)(**{'Shifted': {'base': schedules.Cosine(), 'logsnr_shift': -1.4}}.get(name, {}))
@@ -41,7 +97,25 @@ SOLVER_GRIDS = {  # each kind once: from t = 1 or short of it, to t = 0 or to th
     'karras': grids.karras,
     'karras-lowest': functools.partial(grids.karras, end='lowest'),
 }
-SOLVERS = [(name, options) for name in solvers.__all__ for options in SETTINGS.get(name, ({},))]
+
+
+class Setting(NamedTuple):
+    """A solver with its options."""
+
+    name: str
+    options: dict
+    make: Callable  # (schedule, grid) -> Plan
+    stochastic: bool
+
+
+def setting(name, options):
+    function = getattr(solvers, name)
+    silent = SILENCED_BY.get(name, '')
+    level = options.get(silent, inspect.signature(function).parameters[silent].default) if silent else silent is None
+    return Setting(name, options, functools.partial(function, **options), level > 0)
+
+
+SOLVERS = [setting(name, options) for name in solvers.__all__ for options in SETTINGS.get(name, ({},))]
 
 
 @pytest.fixture(scope='session', params=SCHEDULES)
@@ -92,11 +166,16 @@ def solver_grid(request):
     return SOLVER_GRIDS[request.param]
 
 
-@pytest.fixture(scope='session', params=SOLVERS, ids=lambda s: '-'.join([s[0], *map(str, s[1].values())]))
+@pytest.fixture(scope='session')
+def settings():
+    """name -> the `Setting`s of a solver."""
+    return {name: [setting for setting in SOLVERS if setting.name == name] for name in solvers.__all__}
+
+
+@pytest.fixture(scope='session', params=SOLVERS, ids=lambda s: '-'.join([s.name, *map(str, s.options.values())]))
 def solver(request):
-    """(name, options, function)."""
-    name, options = request.param
-    return name, options, functools.partial(getattr(solvers, name), **options)
+    """A `Setting`."""
+    return request.param
 
 
 def true_target(name, schedule, x0, eps, t):
@@ -128,22 +207,75 @@ def formula():
     return true_target
 
 
-class Program:
-    """One compiled float64 sampler of a guided 2-D mixture; it counts how often the denoiser is traced."""
-
-    ROWS, REMEMBERED, NOISES, BATCH = 400, 2, 1, 24
+class Exact:
+    """The exact denoiser of the 2-D mixture on a schedule, NumPy float64, and what formulas are written with."""
 
     def __init__(self, schedule):
-        self.schedule, self.mixture, self.traces = schedule, oracles.gmm2d(), 0
+        self.schedule, self.mixture = schedule, oracles.gmm2d()
+
+    def __call__(self, x, t):
+        """(x0, eps) at t."""
+        t = np.float64(t)
+        return self.mixture.posterior(x, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def levels(self, t):
+        """alpha, sigma, log(alpha / sigma)."""
+        alpha, sigma = self.schedule.alpha(np.float64(t)), self.schedule.sigma(np.float64(t))
+        with np.errstate(divide='ignore'):
+            return alpha, sigma, np.log(alpha) - np.log(sigma)
+
+    def time(self, lam):
+        """t of log(alpha / sigma)."""
+        return self.schedule.t_of_logsnr(np.float64(2 * lam))
+
+    def draws(self, plan, seed=1, num=5):
+        """Standard normal draws for every row, draw j the same whatever N: [M, N, num, 2]."""
+        return np.random.default_rng(seed).standard_normal((len(plan.t), 2, num, 2))[:, : plan.num_noises]
+
+    def start(self, t, num=5):
+        alpha, sigma, _ = self.levels(t)
+        rng = np.random.default_rng(0)
+        return alpha * self.mixture.means[:num] + sigma * rng.standard_normal((num, 2))
+
+    def follow(self, plan, x, draws=None):
+        """The plan, row by row: all states. [M, B, 2]."""
+        anchor, memory, states = x, np.zeros((plan.num_remembered, *x.shape)), []
+        for m in range(len(plan.t)):
+            x0, eps, *_ = self(x, plan.t[m])
+            memory = np.stack([plan.remember[m, 0] * x0 + plan.remember[m, 1] * eps, *memory[:-1]])
+            z = np.zeros((plan.num_noises, *x.shape)) if draws is None else draws[m]
+            parts = np.concatenate([x[None], anchor[None], memory, z])
+            x, anchor = (np.tensordot(row[m], parts, 1) for row in (plan.to_x, plan.to_anchor))
+            states.append(x)
+        return np.stack(states)
+
+
+@pytest.fixture(scope='session')
+def exact_denoiser():
+    """schedule -> its `Exact`."""
+    return Exact
+
+
+class Program:
+    """One compiled float64 sampler of a guided mixture; it counts how often the denoiser is traced."""
+
+    ROWS, REMEMBERED, NOISES, GIVEN = 800, 13, 2, 3
+
+    def __init__(self, schedule, mixture):
+        self.schedule, self.mixture, self.traces = schedule, getattr(oracles, mixture)(), 0
         exact = self.mixture.denoiser(schedule)
 
         def apply(state, x, t, cond):
             self.traces += 1
             return exact.apply(state, x, t, cond)
 
-        def follow(plan, x, cond, keys, guidance):
+        def follow(plan, x, cond, keys, guidance, given, num_given):
             denoiser = classifier_free(exact._replace(apply=apply), guidance, jnp.asarray(-1))
-            return sample(denoiser, plan, x, cond, keys)[0]
+
+            def project(x, number):
+                return jnp.where(number < num_given, given[jnp.minimum(number, self.GIVEN - 1)], x)
+
+            return sample(denoiser, plan, x, cond, keys, project=project)[0]
 
         self.compiled = jax.jit(follow)
 
@@ -153,17 +285,22 @@ class Program:
     def start(self, t, seed=0):
         """A batch at time t, float64."""
         rng = np.random.default_rng(seed)
-        which = rng.choice(8, self.BATCH, p=self.mixture.weights)
-        x0 = self.mixture.means[which] + np.sqrt(self.mixture.variances[which]) * rng.standard_normal((self.BATCH, 2))
+        means, variances = self.mixture.means, self.mixture.variances
+        batch = 24 if means.shape[1] == 2 else 8
+        which = rng.choice(len(means), batch, p=self.mixture.weights)
+        x0 = means[which] + np.sqrt(variances[which]) * rng.standard_normal((batch, means.shape[1]))
         t = np.float64(t)
         return self.schedule.alpha(t) * x0 + self.schedule.sigma(t) * rng.standard_normal(x0.shape)
 
-    def __call__(self, plan, x, *, scale=1.0, cond=None, seed=0):
+    def __call__(self, plan, x, *, scale=1.0, cond=None, seed=0, given=()):
+        """The last x. given: states that are put in x's place after the first rows."""
         with jax.enable_x64(True):
+            imposed = jnp.zeros((self.GIVEN, *x.shape)).at[: len(given)].set(jnp.asarray([*given, x])[: len(given)])
             cond = jnp.asarray(np.full(len(x), -1) if cond is None else cond)
             keys = sample_keys(jax.random.key(seed), len(x))
             guidance = Guidance(*(jnp.asarray(v, jnp.float64) for v in (scale, 0.0, 1.0)))
-            return np.asarray(self.compiled(self.pad(plan), jnp.asarray(x, jnp.float64), cond, keys, guidance))
+            x = jnp.asarray(x, jnp.float64)
+            return np.asarray(self.compiled(self.pad(plan), x, cond, keys, guidance, imposed, len(given)))
 
 
 _programs = {}
@@ -171,8 +308,14 @@ _programs = {}
 
 @pytest.fixture(scope='session')
 def program():
-    """schedule -> its `Program`, compiled once for the whole folder."""
-    return lambda schedule: _programs.setdefault(schedule, Program(schedule))
+    """(schedule, mixture's name) -> its `Program`, compiled once for the whole folder."""
+
+    def get(schedule, mixture='gmm2d'):
+        if (schedule, mixture) not in _programs:
+            _programs[schedule, mixture] = Program(schedule, mixture)
+        return _programs[schedule, mixture]
+
+    return get
 
 
 @pytest.fixture(scope='session')

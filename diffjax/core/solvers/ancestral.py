@@ -9,7 +9,7 @@ import numpy as np
 
 from diffjax.core import chain
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.plans import Plan, Point, Row, check_noise, point_at, points, tabulate, units
+from diffjax.core.solvers.plans import Plan, Point, Row, check_noise, is_inner, point_at, points, tabulate, units
 from diffjax.core.solvers.reverse_chain import ddim
 from diffjax.core.solvers.singlestep import stage_rows
 
@@ -105,7 +105,7 @@ def dpmpp_sde(schedule: Schedule, grid, *, eta: float = 1.0, r: float = 0.5) -> 
     every, rows = points(schedule, grid), []
     x, anchor, h, z = units(2, 1)
     for here, there in zip(every, every[1:]):
-        if not np.isfinite(here.lam + there.lam):
+        if not is_inner(here, there):
             rows.append(_plain(schedule, here, there, eta, 2))
             continue
         middle = point_at(schedule, here.lam + r * (there.lam - here.lam))

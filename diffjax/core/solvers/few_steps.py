@@ -29,7 +29,7 @@ def lcm(schedule: Schedule, grid, *, sigma_data: float = 0.5, scaling: float = 1
     x, _, h, z = units(1, 1)
     every, rows = points(schedule, grid), []
     for here, there in zip(every, every[1:]):
-        scaled = scaling * schedule.timestep(here.t)
+        scaled = scaling * max(schedule.timestep(here.t), 0.0)  # below a table's first entry: f = x, as at it
         c_skip, c_out = sigma_data**2 / (scaled**2 + sigma_data**2), scaled / np.hypot(scaled, sigma_data)
         row = there.alpha * c_skip * x + h[0] + there.sigma * z[0]
         rows.append(Row(here.t, (there.alpha * c_out, 0), row))

@@ -17,11 +17,12 @@ from diffjax.core.solvers.exponential import (
     is_landing,
     last_weights,
 )
-from diffjax.core.solvers.plans import Plan, Point, Row, check_choice, points, tabulate, units
+from diffjax.core.solvers.plans import Plan, Point, Row, check_choice, is_inner, points, tabulate, units
 from diffjax.core.solvers.singlestep import start_rows
 
 FINALS = ('adams', 'euler', 'lower')
 LOWEST = -1e300  # of a finite lam
+NEAR = 1e-4  # of a step; in lam where the step is infinite
 STARTS = ('multistep', 'singlestep')
 
 Rule = Callable[[float, np.ndarray, float], np.ndarray]  # (lam_s, lam of the nodes, newest first, tau) -> weights
@@ -34,10 +35,17 @@ def order_at(i: int, num_steps: int, order: int, final: str, there: Point) -> in
     return min(order, num_steps - i) if final == 'lower' else order
 
 
-def usable(nodes: list[Node], order: int, lowest: float) -> tuple[list[int], np.ndarray]:
-    """(places in the history, lam) of the newest `order` nodes from `lowest` on, those at an infinite lam left out."""
-    chosen = [node for node in nodes if lowest <= node.lam < np.inf][:order]
-    return [node.place for node in chosen], np.array([node.lam for node in chosen])
+def usable(nodes: list[Node], order: int, lowest: float, step: float) -> tuple[list[int], np.ndarray]:
+    """(places in the history, lam) of the newest `order` nodes from `lowest` on for a step in lam.
+
+    Left out are nodes at an infinite lam, and those that nearly coincide with a newer one: what they differ by is
+    rounding, and the weights would multiply it.
+    """
+    chosen, apart = [], NEAR * (abs(step) if np.isfinite(step) else 1.0)
+    for node in nodes:
+        if lowest <= node.lam < np.inf and all(abs(node.lam - newer.lam) > apart for newer in chosen):
+            chosen.append(node)
+    return [node.place for node in chosen[:order]], np.array([node.lam for node in chosen[:order]])
 
 
 def remembered(nodes: list[Node], lam: float, capacity: int) -> list[Node]:
@@ -53,7 +61,8 @@ def advance(
     order: 0 for a step to sigma = 0 that interpolates in lam, which is of first order there.
     """
     of_x, of_sum, std = factors(here, there, predict=predict, tau=tau)
-    places, lam = usable(nodes, order, max(lowest, LOWEST) if np.isinf(there.lam) else lowest)
+    lowest_node = max(lowest, LOWEST) if np.isinf(there.lam) else lowest
+    places, lam = usable(nodes, order, lowest_node, there.lam - here.lam)
     if not (lowest <= here.lam < np.inf) or not order or not len(lam):
         places, weights = [0], exact_weights(None, here.lam, there.lam, np.zeros(1), predict=predict, tau=tau)
     elif np.isinf(there.lam):
@@ -86,9 +95,9 @@ def multistep(
         lowest: the lam from which on the rules take a node; minus infinity where they can do with alpha = 0.
         final: the step to sigma = 0, where lam is infinite: 'adams' interpolates in sigma / alpha there and keeps the
             order; 'euler' takes the estimate of x0 as it is, which is of first order; 'lower' does that and lets the
-            orders of the steps before it fall towards 1.
-        start: 'multistep', orders rise from 1, which caps the order of the whole at 2; 'singlestep', the first step is
-            of third order, by two evaluations more.
+            orders of the steps before it fall towards 1, which caps the order of the whole at 2.
+        start: 'multistep', orders rise from 1, which caps the order of the whole at 2, with a corrector at 3;
+            'singlestep', the first step is of third order, by two evaluations more.
     """
     check_choice('final', final, FINALS)
     check_choice('start', start, STARTS)
@@ -103,10 +112,11 @@ def multistep(
             continue
         nodes, corrected = remembered(nodes, here.lam, len(h)), x
         if corrector and before:
-            places, lam = usable(nodes, order_at(i - 1, len(every) - 1, corrector_nodes - 1, final, here) + 1, lowest)
+            at = order_at(i - 1, len(every) - 1, corrector_nodes - 1, final, here) + 1
+            places, lam = usable(nodes, at, lowest, here.lam - before.lam)
             of_sum = factors(before, here, predict=predict)[1]
             corrected = anchor + of_sum * (corrector(here.lam, lam, tau(before.t)) @ h[places])
-        if stages and np.isfinite(here.lam + there.lam):
+        if stages and is_inner(here, there):
             first, nodes = start_rows(schedule, here, there, len(h), predict=predict)
             rows, stages, before = rows + first, False, None
             continue

@@ -88,6 +88,11 @@ class Point(NamedTuple):
         return self.sigma / self.alpha if self.alpha else np.inf
 
 
+def is_inner(here: Point, there: Point) -> bool:
+    """Whether lam is finite at both."""
+    return bool(np.isfinite(here.lam) and np.isfinite(there.lam))
+
+
 def point(schedule: Schedule, t: float) -> Point:
     t = np.float64(t)
     return Point(t, schedule.alpha(t), schedule.sigma(t), 0.5 * schedule.logsnr(t))

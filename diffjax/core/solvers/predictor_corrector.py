@@ -84,7 +84,8 @@ def sa_solver(
 ) -> Plan:
     """SA-Solver: stochastic Adams methods, predictor and corrector (Xue et al. 2023, Algorithm 1, Eq. 11 to 17).
 
-    One evaluation a step. Order max(predictor, corrector) for tau = 0, 1 in distribution for tau > 0.
+    One evaluation a step. Order 1 in distribution; for tau = 0 and final = 'adams' the greater of `predictor` and of
+    `corrector`, which adds one at most.
 
     Args:
         tau: the noise: 0 for the ODE, 1 for the reverse SDE, in steps from times between `low` and `high`; 0 elsewhere.

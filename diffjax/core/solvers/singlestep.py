@@ -13,6 +13,7 @@ from diffjax.core.solvers.plans import (
     Point,
     Row,
     check_choice,
+    is_inner,
     point_at,
     points,
     tabulate,
@@ -80,7 +81,7 @@ def _single_step(schedule: Schedule, grid, order: int, predict: str, stages: str
         elif stages == 'grid':
             rows += _grid_rows(schedule, [here, *inner], there, order, predict)
         else:
-            stops = _stops(schedule, here, there, order if np.isfinite(here.lam + there.lam) else 1)
+            stops = _stops(schedule, here, there, order if is_inner(here, there) else 1)
             rows += stage_rows(schedule, stops, there, order, predict=predict)
     return tabulate(schedule, rows)
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from diffjax.core.schedules import TINY, Schedule
+from diffjax.core.solvers.coordinates import MAX_SLOPE
 from diffjax.core.solvers.plans import Plan, Row, check_choice, check_noise, point_at, points, tabulate, units
-from diffjax.core.solvers.runge_kutta import heun
+from diffjax.core.solvers.runge_kutta import euler, heun
 
 DIFFUSIONS = {  # w of dx = (velocity - w / 2 score) dt + sqrt(w) dW, from (g^2, sigma)
     'sde': lambda g2, sigma: g2,
@@ -63,10 +64,12 @@ def euler_maruyama(schedule: Schedule, grid, *, diffusion: str = 'sde', scale: f
     Args:
         diffusion: w over `scale`: 'sde', the forward SDE's g^2 = 2 sigma (sigma' - sigma alpha' / alpha), infinite
             where alpha = 0; 'sigma' (SiT's choice); 'constant'.
-        scale: 0 is the ODE, Euler in t.
+        scale: 0 is the ODE: `euler` in t.
     """
     check_choice('diffusion', diffusion, DIFFUSIONS)
     check_noise('euler_maruyama', grid, scale=scale)
+    if not scale:
+        return euler(schedule, grid, coordinate='t')
     every = points(schedule, grid)
     x, _, h, z = units(1, 1)
     rows = []
@@ -75,7 +78,7 @@ def euler_maruyama(schedule: Schedule, grid, *, diffusion: str = 'sde', scale: f
         if there.sigma == 0:
             rows.append(Row(here.t, (there.alpha, 0.0), h[0]))
             continue
-        if here.alpha == 0 and diffusion == 'sde':
+        if here.alpha == 0 and (diffusion == 'sde' or np.abs(alpha_prime) > MAX_SLOPE):
             rows.append(Row(here.t, (there.alpha, 0.0), h[0] + there.sigma * z[0]))
             continue
         g2 = 2 * here.sigma * (sigma_prime - here.sigma * alpha_prime / here.alpha) if here.alpha else np.inf

@@ -33,9 +33,11 @@ def restart(
     below = [i for i, p in enumerate(every) if 0 < p.ratio <= low and i]
     if not num_restarts:
         return heun(schedule, grid)
-    if not below or not low < high:
+    if not low < high:
+        raise ValueError(f'restart goes from low up to high, got low = {low} and high = {high}')
+    if not below:
         ratios = ', '.join(f'{p.ratio:.3g}' for p in every)
-        raise ValueError(f'restart from {low} to {high}: the grid has no time at or below, its sigma / alpha: {ratios}')
+        raise ValueError(f'restart needs a time at or below sigma / alpha = {low} (and above 0); the grid has {ratios}')
     i = below[0]
     top, bottom = min(high, every[0].ratio), every[i].ratio
     ramp = np.linspace(top ** (1 / rho), bottom ** (1 / rho), num_steps + 1) ** rho
