@@ -26,7 +26,8 @@ def edm(
     """Heun's method that first adds a little noise, in sigma / alpha (Karras et al. 2022, Algorithm 2).
 
     Each step sets out from u_hat = (1 + gamma) u, gamma = min(churn / N, sqrt(2) - 1) where low <= u <= high and 0
-    elsewhere; the noise that takes x there is added in the row before. From the grid's first time nothing is added.
+    elsewhere; the noise that takes x there is added in the row before. None is added at the grid's first time, above
+    it, or after the last step.
     Order 2 for churn = 0 (it is `heun` then), two evaluations a step; one in the step to sigma = 0.
 
     Args:
@@ -46,7 +47,7 @@ def edm(
         rows += [Row(t, tuple(r), np.append(to_x, 0.0), np.append(anchor, 0.0)) for t, r, to_x, anchor in tables]
         u = there.ratio
         here = there
-        if max(low, TINY) <= u <= high and u * (1 + gamma) <= top:
+        if there is not every[-1] and max(low, TINY) <= u <= high and u * (1 + gamma) <= top:
             here = point_at(schedule, -np.log(u * (1 + gamma)))
             extra = noise * here.alpha * np.sqrt(here.ratio**2 - u**2)
             last = rows[-1]
