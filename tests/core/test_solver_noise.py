@@ -1,4 +1,4 @@
-"""Stochastic solvers against their papers' updates with given noise, written as plain NumPy loops over the exact denoiser.
+"""Stochastic solvers against their papers' updates with given noise, written as NumPy loops over the exact denoiser.
 
 k-diffusion's letters: y = x / alpha, rho = sigma / alpha.
 """
@@ -341,7 +341,7 @@ def test_restart_goes_back_up(solver_schedule, exact_denoiser):
     down, bottom = ratio(denoise, grid), math.exp(-1.0)  # the fourth level, logsnr 2, is the first below 0.4
     again = np.linspace(2.0 ** (1 / 7), bottom ** (1 / 7), 4) ** 7
     every = [*down[:4], *again, *again, *down[3:]]
-    steps = [(u, v) for u, v in zip(every, every[1:]) if v < u]
+    steps = [(u, v) for u, v in zip(every, every[1:]) if v < 0.999 * u]
     asked = [level for step in steps for level in step]  # Heun asks at both ends of each step
     np.testing.assert_allclose(ratio(denoise, plan.t), asked, rtol=1e-7)
     ups = [2 * 3 - 1, 2 * 6 - 1]
@@ -373,7 +373,7 @@ def test_repaint_travels_in_time(solver_schedule, exact_denoiser):
 
 
 def test_the_way_up_keeps_the_distribution(solver_schedule, exact_denoiser):
-    """x after a jump is alpha x0 + sigma eps again: its mean and variance for one x0, through the row's coefficients."""
+    """x after a jump is alpha x0 + sigma eps again: mean and variance for one x0, from the row's coefficients."""
     denoise = exact_denoiser(solver_schedule)
     for plan, row, low, high in (
         (solvers.repaint(solver_schedule, [0.9, 0.7, 0.5, 0.2], jump=2, repeats=2), 1, 0.5, 0.9),

@@ -32,11 +32,6 @@ def after_runge_kutta(t: np.ndarray) -> np.ndarray:
     return np.append(t[:12:4], t[12:])
 
 
-def but_the_last(t: np.ndarray) -> np.ndarray:
-    """The result's time is left out."""
-    return t[:-1]
-
-
 def fast(t: np.ndarray) -> np.ndarray:
     """Steps of three evaluations, equal in log sigma; the last ones of fewer, and no step to 0."""
     return np.append(t[:18:3], t[18])

@@ -39,7 +39,7 @@ def lcm(schedule: Schedule, grid, *, sigma_data: float = 0.5, scaling: float = 1
 def tcd(schedule: Schedule, grid, *, gamma: float = 0.3) -> Plan:
     """Strategic stochastic sampling: DDIM to (1 - gamma) s, then noise up to s (Zheng et al. 2024, Algorithm 4).
 
-    One evaluation a step; gamma = 0 is ddim, gamma = 1 `consistency`.
+    One evaluation a step; the last one is ddim's, without noise. gamma = 0 is ddim, gamma = 1 `consistency`.
     """
     check_noise('tcd', grid, gamma=gamma)
     if gamma > 1:
@@ -47,7 +47,7 @@ def tcd(schedule: Schedule, grid, *, gamma: float = 0.3) -> Plan:
     _, _, h, z = units(1, 1)
     every, rows = points(schedule, grid), []
     for here, there in zip(every, every[1:]):
-        low = point(schedule, (1 - gamma) * there.t)
+        low = there if there is every[-1] else point(schedule, (1 - gamma) * there.t)
         factor, variance = chain.kernel(schedule, low.t, there.t) if there.sigma > low.sigma else (1.0, 0.0)
         rows.append(Row(here.t, (factor * low.alpha, factor * low.sigma), h[0] + np.sqrt(variance) * z[0]))
     return tabulate(schedule, rows, num_noises=1)
