@@ -131,20 +131,18 @@ def _label_ends(ax, ends: list[tuple[float, str, Any]]) -> None:
 
 def look(spec: str, specs: list[str]) -> dict[str, Any]:
     """A family has its colour, in every plot the same; its members differ in line and marker."""
-    prefixes = [prefix for prefix in FAMILIES if spec.startswith(prefix)]
-    family = FAMILIES[max(prefixes, key=len)] if prefixes else 8
-    alike = [s for s in specs if look_family(s) == family]
-    i = alike.index(spec) if spec in alike else 0
-    styles = ('-', '--', ':', '-.')
+    alike = [s for s in specs if family(s) == family(spec)]
+    i = alike.index(spec)
     return {
-        'color': colormaps['tab10'](family),
-        'linestyle': styles[i % 4],
+        'color': colormaps['tab10'](family(spec)),
+        'linestyle': ('-', '--', ':', '-.')[i % 4],
         'marker': 'osD^vP*X'[(i // 2) % 8],
         'markersize': 3.5,
     }
 
 
-def look_family(spec: str) -> int:
+def family(spec: str) -> int:
+    """The number of a solver's colour; 8 for the few that belong to no family."""
     prefixes = [prefix for prefix in FAMILIES if spec.startswith(prefix)]
     return FAMILIES[max(prefixes, key=len)] if prefixes else 8
 
