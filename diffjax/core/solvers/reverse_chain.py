@@ -22,13 +22,13 @@ def ddpm(schedule: Schedule, grid, *, variance: str = 'small') -> Plan:
     if t[0] < t[-1]:
         raise ValueError('ddpm walks the reverse chain and needs a falling grid; for inversion use ddim, euler or heun')
     x, _, h, z = units(1, 1)
+    of_x, of_x0, small = chain.posterior(schedule, t[1:], t[:-1])
+    span = np.where(sigma[1:] == 0, 0.0, chain.log_variance_range(schedule, t[1:], t[:-1]))
+    std = np.sqrt(small) * (np.exp(0.5 * span) if variance == 'large' else 1.0)
     rows = []
     for i in range(len(t) - 1):
-        of_x, of_x0, small = chain.posterior(schedule, t[i + 1], t[i])
-        span = 0.0 if sigma[i + 1] == 0 else chain.log_variance_range(schedule, t[i + 1], t[i])
-        std = np.sqrt(small) * (np.exp(0.5 * span) if variance == 'large' else 1.0)
-        row = of_x * x + of_x0 * h[0] + std * z[0]
-        rows.append(Row(t[i], (1, 0), row, log_variance_range=span if variance == 'learned' else 0.0))
+        row = of_x[i] * x + of_x0[i] * h[0] + std[i] * z[0]
+        rows.append(Row(t[i], (1, 0), row, log_variance_range=span[i] if variance == 'learned' else 0.0))
     return tabulate(schedule, rows, num_noises=1)
 
 
@@ -44,9 +44,9 @@ def ddim(schedule: Schedule, grid, *, eta: float = 0.0) -> Plan:
     if eta and t[0] < t[-1]:
         raise ValueError(f'on a rising grid ddim is deterministic: eta = 0, got {eta}')
     x, _, h, z = units(1, 1 if eta else 0)
+    variance = eta**2 * chain.posterior(schedule, t[1:], t[:-1])[2] if eta else np.zeros(len(t) - 1)
     rows = []
-    for i in range(len(t) - 1):
-        v = eta**2 * chain.posterior(schedule, t[i + 1], t[i])[2] if eta else 0.0
+    for i, v in enumerate(variance):
         row = h[0] + np.sqrt(v) * z[0] if eta else h[0]
         rows.append(Row(t[i], (alpha[i + 1], np.sqrt(sigma[i + 1] ** 2 - v)), row))
     return tabulate(schedule, rows, num_noises=1 if eta else 0)
