@@ -93,9 +93,10 @@ def multistep(
         predict: the estimate that is interpolated, 'x0' or 'eps'.
         tau: the noise of the step from t: Eq. 1 in exponential.py.
         lowest: the lam from which on the rules take a node; minus infinity where they can do with alpha = 0.
-        final: the step to sigma = 0, where lam is infinite: 'adams' interpolates in sigma / alpha there and keeps the
-            order; 'euler' takes the estimate of x0 as it is, which is of first order; 'lower' does that and lets the
-            orders of the steps before it fall towards 1, which caps the order of the whole at 2.
+        final: the step to sigma = 0, where lam is infinite: 'adams' interpolates in sigma / alpha there, over the
+            nodes since the last noise, and keeps the order; 'euler' takes the estimate of x0 as it is, which is of
+            first order; 'lower' does that and lets the orders of the steps before it fall towards 1, which caps the
+            order of the whole at 2.
         start: 'multistep', orders rise from 1, which caps the order of the whole at 2, with a corrector at 3;
             'singlestep', the first step is of third order, by two evaluations more.
     """
@@ -104,7 +105,7 @@ def multistep(
     every, stages = points(schedule, grid), start == 'singlestep' and order > 1
     capacity, noisy = max(order, corrector_nodes) + stages, any(tau(p.t) for p in every[:-1])
     x, anchor, h, z = units(max(capacity, 3) if stages else capacity, int(noisy))
-    rows, nodes, before = [], [], None
+    rows, nodes, before, calm = [], [], None, 0
     for i, (here, there) in enumerate(zip(every, every[1:])):
         if is_landing(here, there, predict=predict):
             rows.append(Row(here.t, (there.alpha, there.sigma), h[0]))
@@ -121,11 +122,12 @@ def multistep(
             rows, stages, before = rows + first, False, None
             continue
         at = order_at(i, len(every) - 1, order, final, there)
+        at = min(at, calm + 1) if there.sigma == 0 else at  # extrapolation would multiply what noise did to the nodes
         of_x, of_h, std = advance(
             here, there, nodes, predictor, order=at, predict=predict, tau=tau(here.t), lowest=lowest
         )
         carried = of_x * corrected + (std * z[0] if noisy else 0.0)
         row = carried + sum(c * h[place] for place, c in of_h.items())
         rows.append(Row(here.t, REMEMBER[predict], row, to_anchor=carried if corrector else None))
-        before = here if lowest <= here.lam < np.inf else None
+        before, calm = here if lowest <= here.lam < np.inf else None, 0 if std else calm + 1
     return tabulate(schedule, rows, num_noises=int(noisy))
