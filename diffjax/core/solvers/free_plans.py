@@ -43,9 +43,30 @@ def free(schedule: Schedule, plan: Plan) -> FreePlan:
         raise ValueError(
             f'a free plan asks at times that fall from the first and stay above sigma = 0; this one at {t.tolist()}'
         )
-    states = _unrolled(schedule, plan, t)
+    states = unrolled(schedule, plan)
     noise, signal, scale = _coefficients(schedule, t)
     return FreePlan(np.log(_apart(steps)), (states[:, 0] - noise) / scale, states[:, 1:] / signal[:, None])
+
+
+def unrolled(schedule: Schedule, plan: Plan) -> np.ndarray:
+    """What a plan makes of (x_0, x0_0 ... x0_{M-1}), noise that it draws left out: x_1 ... x_M as sums, [M, 1 + M].
+
+    sigma must be above 0 where the denoiser is called.
+    """
+    rows = np.flatnonzero(plan.live)
+    t = np.asarray(plan.t, np.float64)[rows]
+    basis = np.eye(1 + len(t))
+    x = anchor = basis[0]
+    memory, states = np.zeros((plan.num_remembered, 1 + len(t))), []
+    for m, row in enumerate(rows):
+        estimate = basis[1 + m]
+        eps = (x - schedule.alpha(t[m]) * estimate) / schedule.sigma(t[m])
+        p, q = plan.remember[row]
+        memory = np.concatenate([(p * estimate + q * eps)[None], memory[:-1]])
+        parts = np.stack([x, anchor, *memory])
+        x, anchor = plan.to_x[row][: len(parts)] @ parts, plan.to_anchor[row][: len(parts)] @ parts
+        states.append(x)
+    return np.stack(states)
 
 
 def times(plan: FreePlan, start: float) -> Array:
@@ -103,19 +124,3 @@ def _apart(steps: np.ndarray) -> np.ndarray:
             steps[m] = NUDGE * steps[m + 1]
             steps[m + 1] -= steps[m]
     return steps
-
-
-def _unrolled(schedule: Schedule, plan: Plan, t: np.ndarray) -> np.ndarray:
-    """What the plan makes of (x_0, x0_0 ... x0_{M-1}): x_1 ... x_M as sums of them, [M, 1 + M]."""
-    basis, rows = np.eye(1 + len(t)), np.flatnonzero(plan.live)
-    x = anchor = basis[0]
-    memory, states = np.zeros((plan.num_remembered, 1 + len(t))), []
-    for m, row in enumerate(rows):
-        estimate = basis[1 + m]
-        eps = (x - schedule.alpha(t[m]) * estimate) / schedule.sigma(t[m])
-        p, q = plan.remember[row]
-        memory = np.concatenate([(p * estimate + q * eps)[None], memory[:-1]])
-        parts = np.stack([x, anchor, *memory])
-        x, anchor = plan.to_x[row][: len(parts)] @ parts, plan.to_anchor[row][: len(parts)] @ parts
-        states.append(x)
-    return np.stack(states)
