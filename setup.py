@@ -19,6 +19,7 @@ setup(
         'absl-py>=2.5.1',
         'array_record>=0.8.6',
         'chex>=0.1.92',
+        'diffrax>=0.7.2',
         'flax>=0.12.8',
         'grain>=0.2.18',
         'importlib_resources>=7.1.0',  # tensorflow-datasets uses it and does not say so

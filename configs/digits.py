@@ -64,7 +64,15 @@ def get_config(arg: str = '') -> ConfigDict:
                 'params': '',
                 'batch_size': 480,
             },
-            'evaluation': {'num_samples': 1437, 'classifier': 'svc', 'noise_levels': 10},
+            'evaluation': {
+                'num_samples': 1437,
+                'classifier': 'svc',
+                'noise_levels': 10,
+                'num_likelihoods': 0,
+                'likelihood_trace': 'rademacher',
+                'likelihood_tolerance': 1e-5,
+                'likelihood_t_min': 0.0,
+            },
         }
     )
     if arg == 'smoke':

@@ -19,9 +19,11 @@ import optax
 from jax.sharding import Mesh
 
 from diffjax import nets
-from diffjax.core import grids, parameterizations, schedules, solvers, times, weights
+from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
 from diffjax.core.guidance import Guidance
+from diffjax.core.likelihood import Trace
 from diffjax.core.losses import Loss
+from diffjax.core.parameterizations import check_times
 from diffjax.core.sampling import check_plan
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan
@@ -109,6 +111,23 @@ class Experiment:
             zero_init=np.int32(s.zero_init) if s.zero_init else None,
         )
 
+    def likelihood_trace(self) -> Trace | None:
+        """None where no likelihood is wanted."""
+        s, objective = self.evaluation, self.task.objective
+        trace = component(likelihood, s.likelihood_trace, 'evaluation.likelihood_trace')()
+        if not s.num_likelihoods:
+            return None
+        if self.source.kind != 'image' or self.test is None:
+            raise ConfigError(
+                f'evaluation.num_likelihoods = {s.num_likelihoods} needs held-out images, and there are none: '
+                'bits are those of bytes, and dataset.test_split names the split'
+            )
+        try:
+            check_times(objective.parameterization, objective.schedule, np.array([s.likelihood_t_min, 1.0]))
+        except ValueError as error:
+            raise ConfigError(f'evaluation.num_likelihoods, from likelihood_t_min to t = 1: {error}') from error
+        return trace
+
     def sampling_options(self, settings: SamplerSettings | None = None) -> dict[str, Any]:
         """What a `Sampler` is told beside the plan and the labels."""
         s = settings or self.sampler
@@ -156,7 +175,9 @@ def build(config: Mapping[str, Any]) -> Experiment:
         mesh=mesh,
         optimizer=optimizer,
     )
-    experiment.plan(), experiment.guidance(), experiment.trainer().init(experiment.batch_spec)  # each checks itself
+    # each checks itself
+    experiment.plan(), experiment.guidance(), experiment.likelihood_trace()
+    experiment.trainer().init(experiment.batch_spec)
     return experiment
 
 

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import math
 import os
 import time
 from dataclasses import fields
@@ -14,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.build import Experiment
+from diffjax.core.likelihood import bits_per_dimension
+from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
-from diffjax.data import read_all
+from diffjax.data import BYTE_WIDTH, dequantize, read_all
 from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.report import evaluate_samples, write_report
 from diffjax.run import balanced_labels, make_sampler, to_output
-from diffjax.training.sharding import replicated
+from diffjax.training.sharding import batch_sharding, replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
 
@@ -73,6 +76,49 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
     return loss_by_noise_level(loss_at, experiment.evaluation.noise_levels)
 
 
+def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, float]:
+    """Bits per dimension of held-out images, given their labels, and what they cost. {} where none are wanted.
+
+    Each image is drawn once from the bins of its bytes (`dequantize`), so that the mean bounds the bits of the bytes
+    from above. Images whose integration ran out of steps are counted, and then there is no mean. As many images run at
+    once as have `sampler.batch_size` probes between them.
+    """
+    settings, mesh, task = experiment.evaluation, experiment.mesh, experiment.task
+    trace, num_dimensions = experiment.likelihood_trace(), math.prod(experiment.sample_shape)
+    if trace is None:
+        return {}
+    count = min(settings.num_likelihoods, len(experiment.test))
+    size = min(count, max(experiment.sampler.batch_size // trace.num_directions(num_dimensions), 1))
+    size = -(-size // mesh.size) * mesh.size
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def bits_of(params, batch, start):
+        keys = sample_keys(jax.random.key(experiment.seed), size, start)
+        batch, keys = jax.lax.with_sharding_constraint((batch, keys), batch_sharding(mesh))
+        bins, probes = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        x0 = dequantize(batch['image'], bins)
+        options = {'trace': trace, 't_min': settings.likelihood_t_min, 'tolerance': settings.likelihood_tolerance}
+        result = task.log_likelihood(params, {**batch, 'x0': x0}, probes, **options)
+        return bits_per_dimension(result.log_density, num_dimensions, BYTE_WIDTH), result.num_evaluations
+
+    images = {'label': np.zeros(count, np.int32)} | experiment.test.read(range(count))
+    parts = {
+        start: jax.tree.map(lambda a: np.resize(a[start : start + size], (size, *a.shape[1:])), images)  # noqa: B023
+        for start in range(0, count, size)
+    }
+    compiled = bits_of.lower(params, parts[0], np.int32(0)).compile()
+    bits, evaluations, began = [], [], time.perf_counter()
+    for start, part in parts.items():
+        for values, new in zip((bits, evaluations), compiled(params, part, np.int32(start))):
+            values.extend(np.asarray(new, np.float64)[: count - start])
+    seconds, failed = time.perf_counter() - began, np.isnan(bits).sum()
+    cost = {'likelihood_evaluations': np.mean(evaluations), 'seconds_per_likelihood': seconds / count}
+    if failed:
+        return {'likelihoods_out_of_steps': int(failed), **cost}
+    error = np.std(bits) / np.sqrt(count)
+    return {'num_likelihoods': count, 'bits_per_dimension': np.mean(bits), 'bits_standard_error': error, **cost}
+
+
 def measure(
     experiment: Experiment, params: PyTree, workdir: Path, step: int, *, seed: int, progress: bool
 ) -> dict[str, Any]:
@@ -89,7 +135,7 @@ def measure(
     began = time.perf_counter()
     images = to_output(experiment, sampler(params, plan, labels, **options, progress=progress))
     seconds = time.perf_counter() - began
-    levels = held_out_loss(experiment, params)
+    levels, likelihood = held_out_loss(experiment, params), held_out_likelihood(experiment, params)
     if jax.process_index():
         return {}
 
@@ -102,6 +148,7 @@ def measure(
         'step': step,
         'evaluations_per_sample': plan.num_evaluations * (1 if options['guidance'] is None else 2),
         'seconds_per_sample': seconds / len(labels),
+        **likelihood,
     }
     if levels:
         line_plot(
@@ -173,6 +220,8 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         'precision': 'precision {:.3f}',
         'recall': 'recall {:.3f}',
         'memorised_fraction': 'memorised {:.2%}',
+        'bits_per_dimension': '{:.4f} bits per dimension of held-out images',
+        'likelihoods_out_of_steps': '{} likelihoods ran out of steps: raise likelihood_tolerance or likelihood_t_min',
         'seconds_per_sample': '{:.2g} s per sample',
         'evaluations_per_sample': '{} network evaluations per sample',
     }

@@ -70,9 +70,17 @@ class EvaluationSettings:
     num_samples: int
     classifier: str = 'none'  # 'svc': scikit-learn's support vector machine on pixels
     noise_levels: int = 10
+    num_likelihoods: int = 0  # test images whose bits per dimension are measured
+    likelihood_trace: Any = 'rademacher'  # or 'gaussian', both with num_probes, or 'exact': one for each dimension
+    likelihood_tolerance: float = 1e-5  # of each integration step, in x0 and in nats
+    likelihood_t_min: float = 0.0  # the data's time; positive for a network that cannot be asked at 0
 
     def __post_init__(self):
-        _check_least(0, 'evaluation', self, 'num_samples')
+        _check_least(0, 'evaluation', self, 'num_samples', 'num_likelihoods')
+        if not 0 < self.likelihood_tolerance < 1:
+            raise ConfigError(f'evaluation.likelihood_tolerance lies in (0, 1), got {self.likelihood_tolerance}')
+        if not 0 <= self.likelihood_t_min < 1:
+            raise ConfigError(f'evaluation.likelihood_t_min lies in [0, 1), got {self.likelihood_t_min}')
         _check_least(1, 'evaluation', self, 'noise_levels')
         if self.classifier not in ('none', 'svc'):
             raise ConfigError(f"evaluation.classifier is 'none' or 'svc', got {self.classifier!r}")

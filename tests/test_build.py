@@ -22,7 +22,7 @@ from diffjax.build import (
     component,
     parse_component,
 )
-from diffjax.core import grids, parameterizations, schedules, solvers, times, weights
+from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
 from diffjax.core.solvers.plan_records import PlanRecord, describe
 from diffjax.core.transforms import NO_TRANSFORMS
 from diffjax.core.types import Model
@@ -114,7 +114,9 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize('module', [schedules, parameterizations, times, weights, grids, solvers, optimizers, nets])
+@pytest.mark.parametrize(
+    'module', [schedules, parameterizations, times, weights, grids, solvers, optimizers, nets, likelihood]
+)
 def test_every_name_is_found_however_it_is_written(module):
     given = {'num_classes': 3, 'out_channels': 1} if module is nets else {'num_steps': 9}
     for name in module.__all__:
@@ -378,6 +380,11 @@ MISTAKES = [
     ('evaluation.classifier', 'resnet', ["evaluation.classifier is 'none' or 'svc', got 'resnet'"]),
     ('evaluation.num_samples', -1, ['evaluation.num_samples must be at least 0, got -1']),
     ('evaluation.noise_levels', 0, ['evaluation.noise_levels must be at least 1, got 0']),
+    ('evaluation.num_likelihoods', -1, ['evaluation.num_likelihoods must be at least 0, got -1']),
+    ('evaluation.likelihood_trace', 'exakt', ["evaluation.likelihood_trace: unknown name 'exakt'", 'Exact']),
+    ('evaluation.likelihood_trace', 'gaussian:num_probes=0', ['num_probes must be at least 1, got 0']),
+    ('evaluation.likelihood_tolerance', 0.0, ['evaluation.likelihood_tolerance lies in (0, 1), got 0.0']),
+    ('evaluation.likelihood_t_min', 1.0, ['evaluation.likelihood_t_min lies in [0, 1), got 1.0']),
     ('optimizer.decay', 'cos', ["optimizer 'adamw'", 'constant, cosine, linear, rsqrt']),
     ('optimizer.warmup_steps', 4, ['warmup_steps = 4 must be below num_steps = 4']),
     ('training.batch_size', 20, ['batch_size = 20 does not divide over 8 devices', '16 or 24 would']),
@@ -454,3 +461,16 @@ def test_building_twice_gives_equal_shapes_and_changes_no_config(config):
     shapes = [jax.tree.map(lambda s: s.shape, e.trainer().init(e.batch_spec)[1].params) for e in (first, second)]
     assert shapes[0] == shapes[1]
     assert first.sample_shape == (8, 8, 1) and len(first.source) == 1437 and len(first.test) == 360
+
+
+def test_likelihood_needs_held_out_images_and_a_network_that_can_be_asked(config):
+    config['evaluation'] |= {'num_likelihoods': 4, 'likelihood_trace': 'gaussian:num_probes=3'}
+    assert build(config).likelihood_trace() == likelihood.Gaussian(num_probes=3)
+    assert build(changed(config, 'evaluation.num_likelihoods', 0)).likelihood_trace() is None
+    with pytest.raises(ConfigError, match='num_likelihoods = 4 needs held-out images, and there are none'):
+        build(changed(config, 'dataset.test_split', ''))
+    config |= {'schedule': 'vp', 'target': 'score', 'sampler': {**config['sampler'], 'grid': 'karras:end=lowest'}}
+    config['times'] = 'uniform:low=1e-3'
+    with pytest.raises(ConfigError, match='num_likelihoods, from likelihood_t_min to t = 1: .* Score cannot .* t = 0'):
+        build(config)
+    assert build(changed(config, 'evaluation.likelihood_t_min', 1e-3)).likelihood_trace() is not None

@@ -212,11 +212,19 @@ def test_evaluate_measures_again(command, trained, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(trained, workdir)
     words = ['--mode=evaluate', f'--workdir={workdir}', '--num_samples=12', '--seed=4']
-    code, out, _ = command(*words, '--config.evaluation.noise_levels=2', '--config.sampler.num_steps=2')
-    assert code == 0 and 'class accuracy' in out and f'report: {workdir}/report.md' in out
+    options = '--config.evaluation.noise_levels=2', '--config.sampler.num_steps=2'
+    code, out, _ = command(*words, *options, '--config.evaluation.num_likelihoods=3')
+    assert (
+        code == 0
+        and 'bits per dimension of held-out images' in out
+        and 'class accuracy' in out
+        and f'report: {workdir}/report.md' in out
+    )
     figures = json.loads((workdir / 'figures.json').read_text())
     assert (figures['num_samples'], figures['seed'], figures['step']) == (12, 4, 4)
     assert figures['evaluations_per_sample'] == 3
+    assert figures['num_likelihoods'] == 3 and 0 < figures['bits_per_dimension'] < 20
+    assert '| bits per dimension | **' in (workdir / 'report.md').read_text()
 
 
 # Real processes, one device each.

@@ -5,14 +5,17 @@ import shutil
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import diffjax
 from diffjax.build import ConfigError, build, build_plan
 from diffjax.core.guidance import Guidance
+from diffjax.core.sampling import sample_keys
 from diffjax.core.schedules import Flow
-from diffjax.results import finished, measure, save_samples, summary_lines
+from diffjax.results import finished, held_out_likelihood, measure, save_samples, summary_lines
 from diffjax.run import Sampler, balanced_labels, check_labels, make_sampler, restore
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
@@ -241,6 +244,48 @@ def test_what_a_run_leaves(run, trained, tmp_path):
     for name in ('samples.png', 'loss.png', 'loss_by_noise_level.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
     assert f'class accuracy {figures["class_accuracy"]:.2%}' in summary_lines(figures)
+
+
+def bits_by_runge_kutta(run, batch, seed, num_steps=100):
+    """Bits per dimension by fixed steps of the ODE in t, dx/dt = network, and the divergence along one probe each."""
+    num = len(batch['label'])
+    bins, probes = jnp.moveaxis(jax.vmap(jax.random.split)(sample_keys(jax.random.key(seed), num)), 1, 0)
+    u = jax.vmap(lambda key: jax.random.uniform(key, (8, 8, 1)))(bins)
+    v = jax.vmap(lambda key: jax.random.rademacher(key, (1, 8, 8, 1), np.float32)[0])(probes)
+
+    @jax.jit
+    def slope(x, t):
+        def velocity(x):
+            return run.network.apply(run.params, x, jnp.full(num, 1000 * t), batch['label'])
+
+        value, along = jax.jvp(velocity, (x,), (v,))
+        return value, (v * along).sum((1, 2, 3))
+
+    x, gain, h = (batch['image'].astype(np.float32) + u - 0.5) * (2 / 255) - 1, 0.0, 1 / num_steps
+    for t in np.arange(num_steps, dtype=np.float32) * np.float32(h):
+        (a, da), t2 = slope(x, t), t + np.float32(h / 2)
+        b, db = slope(x + h / 2 * a, t2)
+        c, dc = slope(x + h / 2 * b, t2)
+        d, dd = slope(x + h * c, t + np.float32(h))
+        x, gain = x + h / 6 * (a + 2 * b + 2 * c + d), gain + h / 6 * (da + 2 * db + 2 * dc + dd)
+    log_density = norm.logpdf(np.asarray(x, np.float64)).sum((1, 2, 3)) + np.asarray(gain, np.float64)
+    return 8 - (log_density / 64 + np.log(256 * 2 / 255)) / np.log(2)  # 8 bits if it were uniform over all bins
+
+
+def test_bits_per_dimension_of_held_out_images(run, monkeypatch):
+    """By another integrator, in other coordinates, with the same draws; in batches of eight as in one."""
+    settings = replace(run.experiment.evaluation, num_likelihoods=9, likelihood_tolerance=1e-3)
+    experiment = replace(run.experiment, evaluation=settings, sampler=replace(run.experiment.sampler, batch_size=8))
+    figures = held_out_likelihood(experiment, run.params)
+    bits = bits_by_runge_kutta(run, experiment.test.read(range(9)), experiment.seed)
+    assert figures['num_likelihoods'] == 9 and 50 < figures['likelihood_evaluations'] < 4000
+    np.testing.assert_allclose(figures['bits_per_dimension'], bits.mean(), atol=1e-3)
+    np.testing.assert_allclose(figures['bits_standard_error'], bits.std() / np.sqrt(9), atol=1e-3)
+
+    monkeypatch.setattr('diffjax.core.likelihood.MAX_STEPS', 2)
+    short = held_out_likelihood(experiment, run.params)
+    assert short['likelihoods_out_of_steps'] == 9 and 'bits_per_dimension' not in short
+    assert held_out_likelihood(run.experiment, run.params) == {}
 
 
 def test_without_a_held_out_split_there_is_still_a_report(run, tmp_path):

@@ -8,12 +8,14 @@ batch = prepare(to_global(next(batches), sharding), key, flip=False)      # x0 i
 from diffjax.data.pipeline import make_iterator, read_all, to_global
 from diffjax.data.preparation import DatasetNotPrepared, UnknownDataset, prepare_dataset
 from diffjax.data.sources import Source, list_splits, open_source
-from diffjax.data.transforms import prepare, to_uint8
+from diffjax.data.transforms import BYTE_WIDTH, dequantize, prepare, to_uint8
 
 __all__ = [
+    'BYTE_WIDTH',
     'DatasetNotPrepared',
     'Source',
     'UnknownDataset',
+    'dequantize',
     'list_splits',
     'make_iterator',
     'open_source',

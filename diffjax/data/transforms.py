@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: bytes to [-1, 1], random flips, draws from latent posteriors.
+"""What happens to a batch on the device: bytes to [-1, 1] (and into bins), random flips, draws from latent posteriors.
 
 x0 = byte / 127.5 - 1                           (1)  images
 x0 = scale * (mean + std * eps), eps ~ N(0, I)  (2)  latents; Rombach et al. 2022, appendix G
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 STABLE_DIFFUSION_SCALE = 0.18215
+BYTE_WIDTH = 1 / 127.5  # the distance between bytes after (1)
 
 
 def _example_keys(key: jax.Array, num_examples: int) -> jax.Array:
@@ -41,6 +42,19 @@ def prepare(
         x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
     label = batch['label'].astype(jnp.int32) if 'label' in batch else jnp.zeros(len(x0), jnp.int32)
     return {'x0': x0, 'label': label}
+
+
+def dequantize(images: jax.Array, keys: jax.Array) -> jax.Array:
+    """A uniform draw from each byte's bin, x0 = (byte + u - 1/2) / 127.5 - 1 with u in [0, 1): float32 `[B, H, W, C]`.
+
+    A bin is `BYTE_WIDTH` wide and has in its middle what (1) trains on. (Scaled by 256, as elsewhere, byte 0 would lie
+    on its bin's edge.) A model's mass of a bin is BYTE_WIDTH^D times its mean density there.
+
+    Args:
+      keys: `[B]`, one for each image.
+    """
+    u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
+    return (images.astype(jnp.float32) + (u - 0.5)) / 127.5 - 1
 
 
 def to_uint8(x: jax.Array) -> jax.Array:

@@ -63,6 +63,12 @@ _FIGURES = {
         'samples closer to a train image than half the distance from it to the next train image: copies',
         'memorised_fraction_real',
     ),
+    'bits_per_dimension': _Figure(
+        'bits per dimension',
+        '.4f',
+        'lower',
+        'of held-out images given their labels, at most: each byte is spread evenly over its bin',
+    ),
     'nearest_ratio_median': _Figure(
         'nearest ratio',
         '.3f',

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from diffjax.core.denoisers import network_denoiser
 from diffjax.core.guidance import Guidance, classifier_free
+from diffjax.core.likelihood import Likelihood, Trace, log_likelihood
 from diffjax.core.losses import Loss
 from diffjax.core.sampling import sample, starting_noise
 from diffjax.core.solvers import Plan
@@ -97,6 +98,21 @@ class Denoising(Task):
             )
         denoiser = transformed(denoiser, objective.schedule, transforms)
         return sample(denoiser, plan, starting_noise(plan, keys, shape), cond, keys)[0]
+
+    def log_likelihood(
+        self, params: PyTree, batch: PyTree, keys: Array, *, trace: Trace, t_min: float = 0.0, tolerance: float
+    ) -> Likelihood:
+        """log p(x0 | label) of each example under the ODE from standard noise, unguided. keys: [B], of the trace."""
+        return log_likelihood(
+            self.denoiser(params),
+            self.objective.schedule,
+            batch['x0'],
+            self._condition(batch['label']),
+            trace=trace,
+            keys=keys,
+            t_min=t_min,
+            tolerance=tolerance,
+        )
 
     def _condition(self, label):
         return label if self.num_classes else None

@@ -197,7 +197,7 @@ def test_probes_are_unbiased_with_the_variance_of_theory(trace):
 @pytest.mark.parametrize(('t', 's'), [(0.0, 1.0), (1.0, 0.0), (0.8, 0.3)])
 def test_integration_is_the_exact_flow(t, s):
     """SciPy's integrator of the same mixture, in both directions, to ten times the tolerance."""
-    mixture, schedule = oracles.gmm2d(), schedules.ScaledLinear()
+    mixture, schedule = oracles.gmm2d(), schedules.Flow()
     x = schedule.alpha(np.float64(t)) * draws(mixture, 5) + schedule.sigma(np.float64(t)) * np.ones(2)
     cond = np.array([0, 1, 2, 3, -1])
 

@@ -1,9 +1,10 @@
-"""Bytes to [-1, 1] and back, and flips."""
+"""Bytes to [-1, 1] and back, bins of bytes, and flips."""
 
 import jax
 import numpy as np
+from scipy.stats import kstest
 
-from diffjax.data import prepare, to_uint8
+from diffjax.data import BYTE_WIDTH, dequantize, prepare, to_uint8
 
 EVERY_BYTE = {'image': np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)}
 
@@ -39,3 +40,17 @@ def test_labels_pass_and_are_zero_where_there_are_none():
     unlabelled = prepare({'image': images}, jax.random.key(0), flip=False)
     assert unlabelled['label'].dtype == np.int32
     np.testing.assert_array_equal(unlabelled['label'], [0, 0, 0])
+
+
+def test_a_byte_is_spread_evenly_over_its_bin():
+    """Uniform, centred on what is trained on, a bin as wide as the distance of two bytes; each image by its own key."""
+    images = np.repeat(EVERY_BYTE['image'], 64, 0)
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = np.asarray(jax.jit(dequantize)(images, keys), np.float64)
+    assert x.shape == images.shape
+    place = (x - (images / 127.5 - 1)) / (2 / 255)  # in units of a bin
+    assert -0.501 < place.min() < -0.49 and 0.49 < place.max() < 0.501
+    assert kstest(place.ravel()[::7] + 0.5, 'uniform').pvalue > 1e-3
+    assert len(np.unique(x[:, 0, 0, 0])) == 64
+    np.testing.assert_allclose(dequantize(images[5:6], keys[5:6])[0], x[5], atol=1e-6)
+    np.testing.assert_allclose(BYTE_WIDTH, np.diff(np.linspace(-1, 1, 256)), rtol=1e-12)
