@@ -34,6 +34,14 @@ def test_the_library_example_learns_the_mixture():
     np.testing.assert_allclose(samples.mean(0), data.mean, atol=0.3)
 
 
+def test_the_likelihood_example_knows_the_density():
+    """In float32, against the mixture's closed form in float64."""
+    names = {}
+    exec(block('likelihood'), names)
+    exact = names['data'].log_density(np.asarray(names['points'], np.float64))
+    np.testing.assert_allclose(names['log_density'], exact, atol=1e-3)
+
+
 def test_the_solver_example_is_euler():
     """The solver that the README writes down is Euler's method in sigma / alpha, row for row."""
     code = README.split('```python\ndef my_euler')[1].split('```')[0]
