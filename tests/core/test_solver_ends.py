@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffjax.core import grids, oracles, schedules
-from diffjax.core.sampling import pad, sample, sample_keys
+from diffjax.core.sampling import sample, sample_keys
+from diffjax.core.solvers import Plan
 
 MIXTURE = oracles.gmm2d()
 STEPS = 1, 2, 3, 12, 20
@@ -27,6 +28,7 @@ LISTS = {
 DISTILLED = 'consistency', 'lcm', 'tcd'  # made for a model that jumps to the data
 
 
+@functools.cache
 def every_grid(schedule):
     """{label: times}: every grid at every number of steps, to t = 0 and to the lowest level, and the lists."""
     options = {name: {} for name in grids.__all__ if name != 'times'} | {'polyexponential': {'rho': 2.0}}
@@ -54,18 +56,34 @@ def program(schedule):
     return jax.jit(follow)
 
 
+def stacked(plans, num_plans):
+    """All plans as one, padded with rows that are skipped: every table with a leading [plans]."""
+    rows = 32 if max(len(plan.t) for plan in plans) <= 32 else 96
+    width = 2 + REMEMBERED + NOISES
+    shapes = (), (2,), (width,), (width,), (NOISES,)
+    table = Plan(*(np.zeros((num_plans, rows, *shape)) for shape in shapes), live=None, start=np.zeros((num_plans, 2)))
+    table = table._replace(live=np.zeros((num_plans, rows), bool))
+    for i, plan in enumerate(plans):
+        num, of_state = len(plan.t), 2 + plan.num_remembered
+        for name in ('t', 'remember', 'live'):
+            getattr(table, name)[i, :num] = getattr(plan, name)
+        for name in ('to_x', 'to_anchor'):
+            getattr(table, name)[i, :num, :of_state] = getattr(plan, name)[:, :of_state]
+            noises = slice(2 + REMEMBERED, 2 + REMEMBERED + plan.num_noises)
+            getattr(table, name)[i, :num, noises] = getattr(plan, name)[:, of_state:]
+        table.start[i] = plan.start
+    return table
+
+
 def run(schedule, plans, num_plans):
     """Where all plans lead from noised data, float32. [plans, B, 2]."""
-    rows = 32 if max(len(plan.t) for plan in plans) <= 32 else 96
-    table = [pad(plan, rows, REMEMBERED, NOISES) for plan in plans]
-    table += table[:1] * (num_plans - len(plans))
+    table = stacked(plans, num_plans)
     rng = np.random.default_rng(0)
     which = rng.choice(8, BATCH, p=MIXTURE.weights)
     x0 = MIXTURE.means[which] + np.sqrt(MIXTURE.variances[which]) * rng.standard_normal((BATCH, 2))
     eps = rng.standard_normal((BATCH, 2))
-    x = np.stack([plan.start[0] * x0 + plan.start[1] * eps for plan in table])
+    x = table.start[:, :1, None] * x0 + table.start[:, 1:, None] * eps
     keys = sample_keys(jax.random.key(0), BATCH)
-    table = jax.tree.map(lambda *leaves: np.stack(leaves), *table)
     return np.asarray(program(schedule)(table, jnp.asarray(x, jnp.float32), keys))[: len(plans)]
 
 
