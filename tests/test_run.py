@@ -12,9 +12,13 @@ from scipy.stats import norm
 
 import diffjax
 from diffjax.build import ConfigError, build, build_plan
+from diffjax.core import solvers
 from diffjax.core.guidance import Guidance
 from diffjax.core.sampling import sample_keys
 from diffjax.core.schedules import Flow
+from diffjax.core.solvers.free_plans import follow, free
+from diffjax.core.solvers.plan_records import PlanRecord, describe
+from diffjax.plan_files import write_plan
 from diffjax.results import finished, held_out_likelihood, measure, save_samples, summary_lines
 from diffjax.run import Sampler, balanced_labels, check_labels, make_sampler, restore
 
@@ -101,6 +105,20 @@ def test_one_device_draws_what_eight_draw(run):
     params = jax.tree.map(np.asarray, run.params)
     x = alone(params, build_plan(run.experiment.sampler, run.experiment.task), (3, 1, 4, 1, 5, 9))
     np.testing.assert_allclose(x, draw(run), atol=1e-4)
+
+
+def test_a_plan_may_come_from_a_file(run, tmp_path):
+    """DDIM in ten steps as a free plan, which remembers all ten estimates: the same samples, whatever grid is named."""
+    plan = solvers.ddim(Flow(), np.linspace(1, 0, 11))
+    with jax.enable_x64(True):
+        written = jax.tree.map(np.asarray, follow(Flow(), free(Flow(), plan), 1.0))
+    assert (written.num_remembered, plan.num_remembered) == (10, 1)
+    write_plan(tmp_path / 'plan.json', PlanRecord(written, describe(Flow()), 'ddim', 'uniform', {}))
+    expected = run.sample([3, 1, 4], solver='ddim', grid='uniform', num_steps=10)
+    for grid, num_steps in (('uniform', 10), ('karras', 3)):
+        images = run.sample([3, 1, 4], solver=str(tmp_path / 'plan.json'), grid=grid, num_steps=num_steps)
+        assert np.abs(images.astype(int) - expected).max() <= 1  # a byte's rounding
+    assert np.abs(run.sample([3, 1, 4], solver='ddim', num_steps=3).astype(int) - expected).max() > 1
 
 
 def test_guidance(run):
