@@ -45,9 +45,9 @@ STARTS = {
 DEFAULTS = {
     name: dict(zip((*STARTS, 'num_updates', 'num_polish'), numbers))
     for name, numbers in {
-        'gmm2d': (8192, 4096, 512, 1024, 200, 500),
-        'gmm64': (4096, 1024, 256, 512, 200, 200),
-        'run': (960, 480, 64, 240, 200, 60),
+        'gmm2d': (8192, 4096, 512, 1024, 100, 500),
+        'gmm64': (4096, 1024, 256, 512, 100, 300),
+        'run': (960, 480, 64, 240, 50, 100),
     }.items()
 }
 NUM_FINALISTS, NUM_SHOWN = 16, 5  # hand-made plans measured on all starts; shown in the report
@@ -254,7 +254,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f'--{name}', type=int, help=what)
     parser.add_argument('--num_updates', type=int, help='of Adam')
     parser.add_argument('--num_polish', type=int, help='updates of BFGS after it')
-    parser.add_argument('--learning_rate', type=float, default=0.02, help="Adam's; default: %(default)s")
+    parser.add_argument('--learning_rate', type=float, default=0.005, help="Adam's; default: %(default)s")
     parser.add_argument('--seed', type=int, default=0, help='of starts, labels and minibatches; default: 0')
     parser.add_argument('--out', default='runs/learn_plan', help='default: %(default)s')
     options = parser.parse_args(argv)
