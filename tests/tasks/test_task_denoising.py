@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from diffjax.core import parameterizations, schedules, solvers, times, weights
 from diffjax.core.guidance import Guidance
+from diffjax.core.likelihood import Rademacher
 from diffjax.core.losses import Loss
 from diffjax.core.sampling import sample_keys
 from diffjax.core.transforms import Transforms
@@ -158,3 +160,22 @@ def test_guidance_in_sampling():
     assert np.abs(held).max() <= 0.25 + 1e-6 < np.abs(draw(Guidance(3.0))).max()  # of the guided estimate
     # This network is linear in the label's row, so that samples are, too, in the scale.
     np.testing.assert_allclose(draw(Guidance(3.0)), 3 * free - 2 * draw(Guidance(0.0)), atol=1e-4)
+
+
+def test_likelihood_of_a_perfect_network():
+    """Classes of N(label, v) under their exact velocity on Flow; with t_min the density of x_t / alpha there."""
+    variance, labels, keys = 0.3, np.array([0, 2, 5]), keys_of(3)
+
+    def velocity(params, x, timestep, label, key=None):
+        t, mean = timestep[:, None] / 1000, 1.0 * label[:, None]
+        eps = t * (x - (1 - t) * mean) / ((1 - t) ** 2 * variance + t**2)
+        x0 = mean + (1 - t) * variance * (x - (1 - t) * mean) / ((1 - t) ** 2 * variance + t**2)
+        return eps - x0
+
+    task = make_task(model=Model(lambda key, x, t, cond: {}, velocity))
+    x0 = labels[:, None] + np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+    for t_min in (0.0, 0.2):
+        options = {'trace': Rademacher(), 't_min': t_min, 'tolerance': 1e-6}  # no noise where the Jacobian is diagonal
+        result = task.log_likelihood({}, {'x0': jnp.asarray(x0, jnp.float32), 'label': labels}, keys, **options)
+        spread = np.sqrt(variance + (t_min / (1 - t_min)) ** 2)
+        np.testing.assert_allclose(result.log_density, norm.logpdf(x0, labels[:, None], spread).sum(-1), atol=1e-4)
