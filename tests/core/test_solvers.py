@@ -223,7 +223,7 @@ def evaluations(solver, steps, inner):
 
 def test_rows_are_evaluations(schedule, solver):
     if solver.name == 'repaint':
-        pytest.skip('goes back up: counted in test_solver_noise.py')
+        pytest.skip('goes back up: counted in test_solver_travel.py')
     touches = solver.options.get('coordinate', 'sigma/alpha') == 'sigma/alpha' and schedule.alpha(np.float64(1)) == 0
     for steps in (1, 2, 9):
         for top, bottom in ((0.9, 0.0), (0.9, 0.02), (1.0, 0.02)):
