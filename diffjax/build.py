@@ -325,6 +325,8 @@ def _plain(name: str) -> str:
 
 
 def _literal(text: str) -> Any:
+    if text in ('true', 'false'):
+        return text == 'true'
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it says it may raise

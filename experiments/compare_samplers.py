@@ -12,7 +12,8 @@ What `error` is depends on what is asked:
 
     --oracle    the denoiser is exact, so all of the error is the solver's. 'gmm64:seed=3' is another random mixture.
                 Deterministic solvers: root mean square distance |x - x*| between where the solver and where the exact
-                probability flow carry the same starting noise (error_kind 'flow').
+                probability flow from t = 1 carry the same starting noise (error_kind 'flow'). A grid that starts short
+                of t = 1 begins with noise of its own level, as samplers do, and that is part of its error.
                 Stochastic solvers have no such end point. Their error is of another kind ('distribution'), the sliced
                 2-Wasserstein distance to the mixture, which is measured for all of them in the column
                 distribution_error and has a plot of its own. As many exact samples are not at distance 0 either: what
@@ -282,8 +283,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     numbers = options.steps or options.evaluations
     if options.num_samples < 2 or not all(n.isdecimal() and int(n) for n in numbers):
         parser.error('--num_samples must be at least 2, and --steps and --evaluations whole numbers from 1')
-    if options.reference and options.workdir:
-        parser.error('--reference goes with --oracle: the references are asked with the exact denoiser')
+    if options.reference and (options.workdir or options.steps):
+        parser.error('--reference goes with --oracle and --evaluations: references are asked with the exact denoiser')
+    if options.num_paths < 1:
+        parser.error('--num_paths must be at least 1')
     options.budgets = sorted(map(int, numbers))
     return options
 

@@ -105,14 +105,13 @@ def oracle_target(name: str, mixture: oracles.GaussianMixture, distance: SlicedW
             return np.asarray(starting_noise(plan, keys(), shape), np.float64)[: options.num_paths]
 
     def measure(case, drawn):
-        first, x, _ = drawn
-        distribution = distance(x)
+        x, distribution = drawn[1], distance(drawn[1])
         if case.stochastic:
             return {'error': distribution, 'error_kind': 'distribution', 'distribution_error': distribution}
-        ends_at = float(case.times[0]), float(case.times[-1])
-        if ends_at not in ends:
-            ends[ends_at] = mixture.flow(schedule, first[: options.num_paths], *ends_at, tolerance=1e-10)
-        error = rms(x[: options.num_paths], ends[ends_at])
+        end = float(case.times[-1])
+        if end not in ends:
+            ends[end] = mixture.flow(schedule, start(), 1.0, end, tolerance=1e-10)
+        error = rms(x[: options.num_paths], ends[end])
         return {'error': error, 'error_kind': 'flow', 'distribution_error': distribution}
 
     return Target(

@@ -120,7 +120,7 @@ def dynamic_shift(
 
 
 def leading(schedule: Schedule, num_steps: int, *, steps_offset: int = 0, end: str = 'zero') -> np.ndarray:
-    """Timesteps 0, k, 2k, ..., k = floor(T / num_steps), plus `steps_offset` (Lin et al. 2023, Table 2).
+    """Timesteps 0, k, 2k, ..., k = floor(T / num_steps), plus `steps_offset` (Lin et al. 2024, Table 2).
 
     It stops short of the last timestep. Stable Diffusion 1 and 2 are sampled with steps_offset = 1, end = 'lowest'.
     """
@@ -137,14 +137,14 @@ def leading(schedule: Schedule, num_steps: int, *, steps_offset: int = 0, end: s
 
 
 def trailing(schedule: Schedule, num_steps: int, *, end: str = 'zero') -> np.ndarray:
-    """Timesteps round(T - i T / num_steps) - 1, from the last one on (Lin et al. 2023, Table 2)."""
+    """Timesteps round(T - i T / num_steps) - 1, from the last one on (Lin et al. 2024, Table 2)."""
     total = _num_timesteps(schedule, num_steps)
     steps = np.arange(total, 0, -total / num_steps)[:num_steps]  # rounding may let arange go one further, to 0
     return _at_timesteps(np.round(steps) - 1, total, end)
 
 
 def linspace(schedule: Schedule, num_steps: int, *, end: str = 'zero') -> np.ndarray:
-    """Timesteps rounded from equal steps between T - 1 and 0 (Lin et al. 2023, Table 2); one step starts at T - 1."""
+    """Timesteps rounded from equal steps between T - 1 and 0 (Lin et al. 2024, Table 2); one step starts at T - 1."""
     total = _num_timesteps(schedule, num_steps)
     steps = np.linspace(0, total - 1, num_steps)[::-1] if num_steps > 1 else np.array([total - 1.0])
     return _at_timesteps(np.round(steps), total, end)
@@ -153,7 +153,7 @@ def linspace(schedule: Schedule, num_steps: int, *, end: str = 'zero') -> np.nda
 def logsnr(
     schedule: Schedule, num_steps: int, *, low: float = -10.0, high: float | None = None, end: str = 'zero'
 ) -> np.ndarray:
-    """Equal steps in logsnr from `low` to `high` (Lu et al. 2022, section 3.4).
+    """Equal steps in logsnr from `low` to `high` (Lu et al. 2022a, section 3.4).
 
     Args:
         high: None for 10, or a table's first entry.

@@ -55,7 +55,9 @@ def sample(
     Args:
         x: [B, ...], the state at plan.t[0], as `starting_noise` makes it.
         keys: [B], one key for each sample; row m draws from fold_in(key, m + 1).
-        project: (x, row number) -> x after each row (inpainting and the like).
+        project: (x, row number) -> x after each row (inpainting and the like). Stages of a step are rows too, and a
+            solver that sets out from its anchor (correctors, Runge-Kutta) does so unprojected: for one row a step use
+            ddpm, ddim, repaint or a multistep solver without corrector.
         save: (x, t) -> a pytree, stacked over rows ([M, ...], zeros at padded rows): what is wanted of the trajectory.
 
     Returns:

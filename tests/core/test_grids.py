@@ -132,7 +132,7 @@ def test_dynamic_shift_by_hand(num_tokens, mu):
 
 
 def test_spacings_are_table_2s():
-    """Lin et al. 2023, Table 2, T = 1000 and 10 steps, there counted from 1; solvers step from each to the next."""
+    """Lin et al. 2024, Table 2, T = 1000 and 10 steps, there counted from 1; solvers step from each to the next."""
     assert told(SD, grids.leading(SD, 10)) == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0, -1]
     assert told(SD, grids.linspace(SD, 10)) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0, -1]
     assert told(SD, grids.trailing(SD, 10)) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99, -1]

@@ -123,7 +123,7 @@ def test_discrete_interpolation():
 
 @pytest.mark.parametrize('name', ['Linear', 'ScaledLinear', 'SquaredCos', 'SigmoidBetas'])
 def test_zero_terminal_snr(name):
-    """Lin et al. 2023, Algorithm 1: the first entry stays, the last has no signal, the others are moved linearly in
+    """Lin et al. 2024, Algorithm 1: the first entry stays, the last has no signal, the others are moved linearly in
     sqrt(abar); in the last cell alpha / sigma falls linearly to 0.
     """
     plain, table = getattr(schedules, name)(), getattr(schedules, name)(zero_terminal=True)

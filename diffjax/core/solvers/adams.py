@@ -5,7 +5,7 @@ import numpy as np
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.coordinates import integrand
 from diffjax.core.solvers.exponential import integrate
-from diffjax.core.solvers.plans import Plan, Point, Row, check_choice, points, tabulate, units
+from diffjax.core.solvers.plans import FAR, Plan, Point, Row, check_choice, points, tabulate, units
 
 EQUAL_STEPS = {  # Adams-Bashforth's coefficients where all steps are alike
     1: np.array([1.0]),
@@ -62,7 +62,7 @@ def pndm(schedule: Schedule, grid, *, warmup: str = 'plms') -> Plan:
     x, anchor, h, _ = units(5 if warmup == 'plms' else 13)
     rows, places = [], None  # places in the history of the eps that count, newest first; None before the warm-up
     for here, there in zip(every, every[1:]):
-        if here.alpha == 0 or there.alpha == 0:
+        if here.ratio > FAR or there.alpha == 0:
             rows.append(Row(here.t, (there.alpha, there.sigma), h[0]))
             places = None
         elif warmup == 'prk' and there.sigma > 0 and (places is None or len(places) < 3):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.plans import levels
+from diffjax.core.solvers.plans import FAR, levels
 
 COORDINATES = {  # name: (n, u, p, q) from (schedule, t, alpha, sigma); y = x / n obeys dy/du = p x0 + q eps
     'sigma/alpha': lambda schedule, t, alpha, sigma: (alpha, sigma / alpha, 0 * t, 1 + 0 * t),
@@ -35,6 +35,7 @@ def integrand(schedule: Schedule, grid, coordinate: str):
     t, alpha, sigma, _ = levels(schedule, grid)
     with np.errstate(divide='ignore'):
         n, u, p, q = COORDINATES[coordinate](schedule, t, alpha, sigma)
+        u = np.where(u > FAR, np.inf, u)  # only sigma / alpha grows so far
     slope = np.stack([p, q], -1)
     if (steep := np.abs(slope[:-1]).max(-1) > MAX_SLOPE).any():
         raise ValueError(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.plans import Point
+from diffjax.core.solvers.plans import FAR, Point
 
 GAUSS, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(40)
 
@@ -122,4 +122,4 @@ def factors(here: Point, there: Point, *, predict: str, tau: float = 0.0) -> tup
 
 def is_landing(here: Point, there: Point, *, predict: str) -> bool:
     """Whether only x_s = alpha_s x0 + sigma_s eps, DDIM's step, is finite between the two points."""
-    return there.alpha == 0 or (here.sigma == 0 if predict == 'x0' else here.alpha == 0)
+    return there.alpha == 0 or (here.sigma == 0 if predict == 'x0' else here.ratio > FAR)

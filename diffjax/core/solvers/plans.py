@@ -74,6 +74,9 @@ def tabulate(schedule: Schedule, rows: list[Row], num_noises: int = 0) -> Plan:
     )
 
 
+FAR = 2e3  # a sigma / alpha from which on a step is taken as from pure noise: in eps its terms are as large and cancel
+
+
 class Point(NamedTuple):
     """A time and its levels; lam = logsnr / 2."""
 
@@ -108,15 +111,17 @@ def points(schedule: Schedule, grid) -> list[Point]:
     return [Point(*values) for values in zip(*levels(schedule, grid))]
 
 
+SILENCING = 'churn', 'eta', 'gamma', 'num_restarts', 'scale', 'tau'  # options whose 0 makes a solver deterministic
+
+
 def check_noise(name: str, grid, **level: float) -> None:
     """Raises ValueError where a solver's level of noise is no number from 0 on, or it would add noise on the way up."""
     ((what, value),) = level.items()
     if not 0 <= value < np.inf:
         raise ValueError(f"{name}'s {what} is a number from 0 on, got {value}")
     if value and np.ndim(grid) == 1 and len(grid) > 1 and grid[0] < grid[-1]:
-        raise ValueError(
-            f'{name} adds noise and needs a falling grid; for inversion use {what}=0, or ddim, euler or heun'
-        )
+        silent = f'{what}=0, or ' if what in SILENCING else ''
+        raise ValueError(f'{name} adds noise and needs a falling grid; for inversion use {silent}ddim, euler or heun')
 
 
 def check_choice(what: str, value, choices) -> None:

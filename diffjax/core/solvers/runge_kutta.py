@@ -89,11 +89,11 @@ def rk4(schedule: Schedule, grid, *, coordinate: str = 'sigma/alpha') -> Plan:
     x, anchor, h, _ = units(4)
     rows = []
     for i in range(len(t) - 1):
-        step, last = u[i + 1] - u[i], schedule.sigma(t[i + 1]) == 0
-        if not np.isfinite(step):
+        if not np.isfinite(u[i] + u[i + 1]):
             rows.append(Row(t[i], _landing(schedule, t[i + 1]), h[0]))
             continue
-        if last:
+        step = u[i + 1] - u[i]
+        if schedule.sigma(t[i + 1]) == 0:
             rows.append(Row(t[i], slope[i], n[i + 1] * (x / n[i] + step * h[0])))
             continue
         time, scale, slant = _stage(schedule, u[i] + 0.5 * step, coordinate)

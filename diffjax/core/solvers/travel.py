@@ -33,11 +33,14 @@ def restart(
     below = [i for i, p in enumerate(every) if 0 < p.ratio <= low and i]
     if not num_restarts:
         return heun(schedule, grid)
+    if num_restarts != int(num_restarts) or num_steps < 1 or not rho > 0:
+        given = f'{num_restarts}, {num_steps} and {rho}'
+        raise ValueError(f'restart needs whole num_restarts, num_steps of at least 1 and rho above 0; got {given}')
     if not low < high:
         raise ValueError(f'restart goes from low up to high, got low = {low} and high = {high}')
     if not below:
-        ratios = ', '.join(f'{p.ratio:.3g}' for p in every)
-        raise ValueError(f'restart needs a time at or below sigma / alpha = {low} (and above 0); the grid has {ratios}')
+        least = min(p.ratio for p in every[1:] if p.sigma) if len(every) > 2 else np.inf
+        raise ValueError(f'restart needs a time at or below sigma / alpha = {low}; the lowest above 0 is {least:.3g}')
     i = below[0]
     top, bottom = min(high, every[0].ratio), every[i].ratio
     ramp = np.linspace(top ** (1 / rho), bottom ** (1 / rho), num_steps + 1) ** rho
@@ -49,20 +52,21 @@ def restart(
 
 
 def repaint(schedule: Schedule, grid, *, jump: int = 10, repeats: int = 10, variance: str = 'small') -> Plan:
-    """DDPM with RePaint's time travel: after each `jump` steps it goes back up by as many, `repeats` - 1 times
-    (Lugmayr et al. 2022, Algorithm 1 and appendix B).
+    """DDPM with RePaint's time travel: after each `jump` steps but the first it goes back up by as many, `repeats` - 1
+    times (Lugmayr et al. 2022, Algorithm 1 and its authors' schedule).
 
-    One evaluation a step, about `repeats` times as many as the grid has steps. With `sample`'s `project` it inpaints.
+    One evaluation a step, about `repeats` times as many as the grid has steps; on a grid of up to `jump` steps it is
+    ddpm. With `sample`'s `project` it inpaints.
 
     Args:
         variance: as for `ddpm`.
     """
     check_noise('repaint', grid, repeats=float(repeats))
-    if jump < 1 or repeats < 1:
-        raise ValueError(f'repaint needs a jump and repeats of at least 1, got {jump} and {repeats}')
+    if min(jump, repeats) < 1 or jump != int(jump) or repeats != int(repeats):
+        raise ValueError(f'repaint needs a whole jump and repeats of at least 1, got {jump} and {repeats}')
     t = [p.t for p in points(schedule, grid)]
     pieces = []
     for i in range(0, len(t) - 1, jump):
         piece = t[i : i + jump + 1]
-        pieces += [piece] * (repeats if piece[-1] > 0 else 1)
+        pieces += [piece] * (repeats if i else 1)
     return join(schedule, [(ddpm(schedule, piece, variance=variance), piece[-1]) for piece in pieces])
