@@ -11,7 +11,7 @@ is best on the training starts, or at --solver on --grid. How it is done stands 
 points are in plan_problems.py.
 
 Into --out go, for one schedule and one number of evaluations, plan.json, plan.png and learning.png, for several in a
-folder each; and report.md and results.csv over all.
+folder each; over all of them report.md, results.csv, and for several numbers of evaluations errors.png.
 """
 
 import argparse
@@ -196,6 +196,17 @@ def report(cells: list[Cell], figures: dict[str, dict], notes: list[str], out: P
     return '\n\n'.join(parts) + '\n'
 
 
+def draw_errors(path: Path, cells: list[Cell]) -> None:
+    """Held-out error against evaluations: learned, and the best of the hand-made."""
+    curves = {}
+    for name in dict.fromkeys(cell.problem.name for cell in cells):
+        here = [cell for cell in cells if cell.problem.name == name]
+        for row, what in enumerate(('learned', 'best hand-made')):
+            errors = [cell.rows[row]['held_out_rms'] for cell in here]
+            curves[f'{name}: {what}'] = ([cell.num_evaluations for cell in here], errors)
+    line_plot(path, curves, xlabel='network evaluations', ylabel='RMS distance, held-out starts', yscale='log')
+
+
 def learn_plans(options) -> list[dict[str, Any]]:
     """All cells, the files and the report. The rows of results.csv."""
     began, out = time.monotonic(), Path(options.out)
@@ -224,6 +235,9 @@ def learn_plans(options) -> list[dict[str, Any]]:
         + ('End points: the exact flow.' if run is None else run.about_the_reference()),
         'Held-out RMS distance with sampler.solver=PATH: ' + '; '.join(checks),
     ]
+    if len(options.num_evaluations) > 1:
+        draw_errors(out / 'errors.png', cells)
+        notes.append('![errors](errors.png)')
     text = report(cells, figures, notes, out)
     (out / 'report.md').write_text(text, encoding='utf-8')
     with open(out / 'results.csv', 'w', newline='') as file:

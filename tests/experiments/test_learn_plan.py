@@ -90,6 +90,23 @@ def test_the_report_and_pictures(learned):
         assert (out / name / 'learning.png').stat().st_size > 5_000
 
 
+def test_errors_against_evaluations(experiment, tmp_path, monkeypatch):
+    """For each schedule a curve of the learned plans and one of the best hand-made, over its numbers of evaluations."""
+    module, drawn = experiment('learn_plan'), {}
+    monkeypatch.setattr(module, 'line_plot', lambda path, curves, **axes: drawn.update(curves))
+    cells = [
+        SimpleNamespace(
+            problem=SimpleNamespace(name=name),
+            num_evaluations=num,
+            rows=[{'held_out_rms': error}, {'held_out_rms': 3 * error}, {'held_out_rms': 9 * error}],
+        )
+        for name, num, error in (('flow', 4, 0.2), ('flow', 6, 0.1), ('vp', 4, 0.5), ('vp', 6, 0.4))
+    ]
+    module.draw_errors(tmp_path / 'errors.png', cells)
+    assert drawn['flow: learned'] == ([4, 6], [0.2, 0.1])
+    assert drawn['vp: best hand-made'] == ([4, 6], pytest.approx([1.5, 1.2])) and len(drawn) == 4
+
+
 def gaussian_problem(experiment, schedule, num=64):
     """One Gaussian, whose flow is a straight map: mean and scale in closed form."""
     learning = experiment('plan_learning')
