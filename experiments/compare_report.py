@@ -71,10 +71,7 @@ def draw_errors(path: Path, rows: list[dict], column: str, ylabel: str, floors: 
     axes = figure.subplots(height, width, squeeze=False).flat
     for ax, name in zip(axes, schedules):
         here = [row for row in rows if row['schedule'] == name]
-        _panel(ax, best_of_grids(here, column), column)
-        if name in floors:
-            ax.axhline(floors[name], color='0.4', linewidth=1, linestyle=(0, (4, 3)))
-            ax.text(0.01, floors[name], 'perfect samples ', fontsize=7, va='bottom', transform=ax.get_yaxis_transform())
+        _panel(ax, best_of_grids(here, column), column, floors.get(name))
         ax.set_title(name, fontsize=11)
         ax.set_xlabel('network evaluations')
         ax.set_ylabel(ylabel)
@@ -83,7 +80,7 @@ def draw_errors(path: Path, rows: list[dict], column: str, ylabel: str, floors: 
     figure.savefig(path, dpi=110)
 
 
-def _panel(ax, lines: dict, column: str) -> None:
+def _panel(ax, lines: dict, column: str, floor: float | None) -> None:
     ends, theirs = [], {}
     specs = [solver for source, solver in lines if source == OURS]
     for (source, solver), line in lines.items():
@@ -103,6 +100,9 @@ def _panel(ax, lines: dict, column: str) -> None:
         ax.plot(*zip(*points), color='k', linewidth=1.8, linestyle='--', zorder=3)
         ends.append((points[-1][1], 'best of the references', 'k'))
     ax.set(xscale='log', yscale='log')
+    if floor is not None:  # before the names are placed: it may move the axis
+        ax.axhline(floor, color='0.4', linewidth=1, linestyle=(0, (4, 3)))
+        ax.text(0.01, floor, 'perfect samples ', fontsize=7, va='bottom', transform=ax.get_yaxis_transform())
     ticks = sorted({n for line in lines.values() for n in line})
     ax.set_xticks(ticks, ticks)
     ax.xaxis.set_major_formatter(ScalarFormatter())
