@@ -134,18 +134,24 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1 + scale.reshape(per_sample)) + shift.reshape(per_sample)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto') -> jax.Array:
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Array | None = None, *, implementation: str = 'auto'
+) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v for each head, with logits and softmax in float32.
 
     q: [B, L, heads, head_dim]; k, v: [B, S, heads, head_dim]; returns [B, L, heads, head_dim] in the dtype of `q`.
+    mask: True where a query may look: [B, S] for keys that are there, or [B or 1, heads or 1, L, S].
     'cudnn' is flash attention on NVIDIA GPUs in 16 bits; 'auto' takes it where it exists and 'xla' elsewhere.
     """
     check_choice('attention', implementation, ATTENTION_IMPLEMENTATIONS)
+    if mask is not None:
+        mask = jnp.asarray(mask, bool)
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask
     if implementation == 'auto':
         head_dim = q.shape[-1]
         fits = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
         implementation = 'cudnn' if fits and jax.default_backend() == 'gpu' else 'xla'
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
 
 class SelfAttention(nn.Module):

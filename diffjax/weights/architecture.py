@@ -1,0 +1,32 @@
+"""What a published architecture is to us: whose class, which network of ours, and the table between them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffjax.weights.rules import Leaf
+
+
+class WeightsError(ValueError):
+    """Published weights that cannot be read or written; the message says what was found and what would be right."""
+
+
+class Architecture(NamedTuple):
+    """One row of the covered architectures. `options` are our network's keyword arguments, all of them plain data.
+
+    class_name          `_class_name` in their config.json
+    network             the name in `nets.__all__`
+    to_options(config)  their config.json -> options; raises WeightsError for a setting that is not covered
+    to_config(options)  options -> their config.json, whole, such that their library rebuilds the network
+    table(options)      the rows; options with `scan_layers=False`
+    inputs(options)     (x, t, cond) as `jax.ShapeDtypeStruct`s of batch 1, enough to initialise the network
+    constants(options)  their tensors that follow from the configuration and are no parameters of ours (a fixed table
+                        of positions, say): name -> array, written on export and, on import, compared or ignored
+    """
+
+    class_name: str
+    network: str
+    to_options: Callable[[Mapping[str, Any]], dict[str, Any]]
+    to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    table: Callable[[Mapping[str, Any]], list[Leaf]]
+    inputs: Callable[[Mapping[str, Any]], tuple[Any, Any, Any]]
+    constants: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda options: {}
