@@ -174,8 +174,10 @@ class SelfAttention(nn.Module):
         return FlatDense(size, dtype=self.compute_dtype, kernel_init=self.out_init, name='out')(h)
 
 
-def sincos_positions(size: int, height: int, width: int) -> np.ndarray:
+def sincos_positions(size: int, height: int, width: int, *, start: float = 0.0, step: float = 1.0) -> np.ndarray:
     """The fixed positional table `[height * width, size]` of a grid, rows first, in float32.
+
+    Row and column i stand at p = start + step i.
 
     The first half of the features encodes the column and the second half the row, each as
 
@@ -189,7 +191,7 @@ def sincos_positions(size: int, height: int, width: int) -> np.ndarray:
     rows, columns = np.divmod(np.arange(height * width), width)
 
     def along(positions: np.ndarray) -> np.ndarray:
-        angles = positions[:, None] * frequencies
+        angles = (start + step * positions[:, None]) * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     return np.concatenate([along(columns), along(rows)], axis=-1).astype(np.float32)
