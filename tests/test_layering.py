@@ -13,7 +13,7 @@ ROOMS = {
     'core': (),
     'nets': ('core.types',),
     'data': (),
-    'weights': ('nets',),
+    'weights': ('core.types', 'nets'),
     'tasks': ('core', 'nets'),
     'evaluation': ('core', 'nets', 'weights'),
     'training': ('core.types', 'tasks', 'data', 'evaluation'),

@@ -95,6 +95,7 @@ class DiT(nn.Module, kw_only=True):
     (`blocks_0`, `blocks_1`, ...); `stack_layers` and `unstack_layers` convert.
     `remat` trades memory for time: 'none' keeps every activation, 'full' only the input of each block, 'dots' also
     the results of products with weights.
+    `frequency_shift=1` spaces the frequencies of the time embedding as diffusers' DiT does, 0 as the published one.
     """
 
     patch_size: int
@@ -108,6 +109,7 @@ class DiT(nn.Module, kw_only=True):
     scan_layers: bool = True
     remat: str = 'none'
     attention: str = 'auto'
+    frequency_shift: int = 0
 
     def __post_init__(self):
         check_choice('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
@@ -132,7 +134,10 @@ class DiT(nn.Module, kw_only=True):
         tokens = patchify(jnp.asarray(x), self.patch_size)
         tokens = FlatDense(self.hidden_size, dtype=self.compute_dtype, name='patch_embed')(tokens)
         tokens = tokens + self._positions(height, width).astype(tokens.dtype)
-        c = nn.silu(ConditionEmbedding(self.hidden_size, self.num_classes, name='condition')(t, cond))
+        embedding = ConditionEmbedding(
+            self.hidden_size, self.num_classes, frequency_shift=self.frequency_shift, name='condition'
+        )
+        c = nn.silu(embedding(t, cond))
         tokens = self._trunk(tokens, c)
 
         zeros = nn.initializers.zeros

@@ -49,17 +49,18 @@ class FlatDense(nn.Dense):
         return flat.reshape(*inputs.shape[:-1], self.features)
 
 
-def sinusoidal_embedding(t: Array, size: int, max_period: float = 10_000.0) -> jax.Array:
-    """Cosines, then sines, of `t` at `size / 2` geometrically spaced frequencies, in float32.
+def sinusoidal_embedding(t: Array, size: int, max_period: float = 10_000.0, shift: int = 0) -> jax.Array:
+    """Cosines, then sines, of `t` at `h = size / 2` geometrically spaced frequencies, in float32.
 
-        [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})],   w_i = max_period^(-i / h),  h = size / 2
+        [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})],   w_i = max_period^(-i / (h - shift))
 
-    `t: [B]` is used as it is given; at `max_period` 10000 it resolves times spread over 0..1000. Returns `[B, size]`.
+    With `shift = 1` the last frequency is 1 / max_period, as in DDPM's code. `t: [B]` is used as it is given; at
+    `max_period` 10000 it resolves times spread over 0..1000. Returns `[B, size]`.
     """
     if size % 2:
         raise ValueError(f'a sinusoidal embedding has pairs of features: its size must be even, got {size}')
     half = size // 2
-    frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - shift)).astype(np.float32)
     angles = jnp.asarray(t, jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -70,10 +71,11 @@ class TimestepEmbedding(nn.Module):
     hidden_size: int
     frequency_size: int = 256
     kernel_init: Initializer = nn.initializers.normal(0.02)
+    frequency_shift: int = 0
 
     @nn.compact
     def __call__(self, t: Array) -> jax.Array:
-        h = sinusoidal_embedding(t, self.frequency_size)
+        h = sinusoidal_embedding(t, self.frequency_size, shift=self.frequency_shift)
         h = nn.silu(nn.Dense(self.hidden_size, kernel_init=self.kernel_init, name='in')(h))
         return nn.Dense(self.hidden_size, kernel_init=self.kernel_init, name='out')(h)
 
@@ -106,12 +108,14 @@ class ConditionEmbedding(nn.Module):
     frequency_size: int = 256
     time_init: Initializer = nn.initializers.normal(0.02)
     label_init: Initializer = nn.initializers.normal(0.02)
+    frequency_shift: int = 0
 
     @nn.compact
     def __call__(self, t: Array, cond: Array | None) -> jax.Array:
         if jnp.ndim(t) != 1:
             raise ValueError(f't must be one time for each sample, shape [B]; got shape {jnp.shape(t)}')
-        h = TimestepEmbedding(self.hidden_size, self.frequency_size, self.time_init, name='time')(t)
+        fields = (self.hidden_size, self.frequency_size, self.time_init, self.frequency_shift)
+        h = TimestepEmbedding(*fields, name='time')(t)
         if self.num_classes == 0:
             if cond is not None:
                 raise ValueError('cond was given to a network with num_classes=0; pass None, or set num_classes')

@@ -10,8 +10,10 @@ is two rows, `kernel` and `bias`, whose last axes are those of the three tensors
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import numpy as np
 
 from diffjax.core.types import Array
 
@@ -31,6 +33,8 @@ class Leaf:
     theirs: tuple[str, ...]
     layout: Layout
     sizes: tuple[int, ...] = ()  # of the parts along our last axis; (): equal parts
+    copies: tuple[tuple[str, ...], ...] = ()  # further sets of tensors that hold the same as `theirs`, bit for bit
+    value: Callable[[], np.ndarray] | None = None  # of a parameter that no tensor holds, because it is always the same
 
 
 SAME = Layout(lambda a: a, lambda a: a)
@@ -89,3 +93,23 @@ def embed(ours: str, theirs: str) -> list[Leaf]:
 def array(ours: str, theirs: str, layout: Layout = SAME) -> list[Leaf]:
     """A tensor by its whole name."""
     return [Leaf(ours, (theirs,), layout)]
+
+
+def fixed(ours: str, value: Callable[[], np.ndarray]) -> list[Leaf]:
+    """A parameter of ours that follows from the configuration and is not in their file; export checks that it does."""
+    return [Leaf(ours, (), SAME, value=value)]
+
+
+def shared(rows: Sequence[Leaf], *renamings: tuple[str, str]) -> list[Leaf]:
+    """Rows whose tensors their file holds several times: once as named, and once for each renaming (old, new prefix).
+
+    Import demands that all copies agree, and export writes all of them.
+    """
+    for row in rows:
+        for name in row.theirs:
+            if strangers := [old for old, _ in renamings if not name.startswith(old)]:
+                raise ValueError(f'{name} does not begin with {strangers[0]!r}')
+    return [
+        replace(row, copies=tuple(tuple(new + name[len(old) :] for name in row.theirs) for old, new in renamings))
+        for row in rows
+    ]
