@@ -1,0 +1,15 @@
+"""Every covered architecture. A new one is a file with its `ARCHITECTURE`, and a line here."""
+
+from diffjax.weights import dit
+
+ARCHITECTURES = {  # by the class name in a config.json
+    architecture.class_name: architecture
+    for architecture in (
+        dit.ARCHITECTURE,
+        dit.ORIGINAL,
+    )
+}
+OLDER_NAMES = {  # of classes that diffusers has split: (class name, norm_type) -> class name now
+    ('Transformer2DModel', 'ada_norm_zero'): 'DiTTransformer2DModel',
+    ('Transformer2DModel', 'ada_norm_single'): 'PixArtTransformer2DModel',
+}
