@@ -1,8 +1,8 @@
 """Writing datasets to disk as array_record, and the clear words when one is not there.
 
-Two of our own builders live beside this file: `digits`, embedded (its images come inside scikit-learn), and
-`imagenet256_latents`, written from shards that the user computed. Any other name is a builder of TFDS itself, which
-needs TensorFlow once, to download and to write; reading never does.
+Our own builders live beside this file: `digits` (its images come inside scikit-learn) and `shapes` (drawn by a program),
+embedded, and `imagenet256_latents`, written from shards that the user computed. Any other name is a builder of TFDS
+itself, which needs TensorFlow once, to download and to write; reading never does.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-EMBEDDED = ('digits',)
+EMBEDDED = ('digits', 'shapes')
 OURS = (*EMBEDDED, 'imagenet256_latents')
 
 
