@@ -1,6 +1,6 @@
 """Writing datasets to disk as array_record, and the clear words when one is not there.
 
-Our own builders live beside this file: `digits` (its images come inside scikit-learn) and `shapes` (drawn by a program),
+Our own builders live beside this file: `digits` (its images come inside scikit-learn) and `shapes` (drawn here), both
 embedded, and `imagenet256_latents`, written from shards that the user computed. Any other name is a builder of TFDS
 itself, which needs TensorFlow once, to download and to write; reading never does.
 """
