@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from diffjax.core.checks import check_choice, check_number, check_whole
 from diffjax.core.schedules import Schedule
 
 __all__ = [
@@ -47,6 +48,8 @@ LOWEST_LEVEL = 0.002  # sigma_min where there is no table (Karras et al. 2022, T
 
 def uniform(schedule: Schedule, num_steps: int, *, start: float = 1.0, end: float = 0.0) -> np.ndarray:
     """Equal steps in t from `start` to `end`; on a table `trailing` without its rounding."""
+    check_number("uniform's start", start, high=1.0)
+    check_number("uniform's end", end, high=1.0)
     return np.linspace(start, end, num_steps + 1)
 
 
@@ -71,8 +74,8 @@ def beta(schedule: Schedule, num_steps: int, *, alpha: float = 0.6, beta: float 
     """
     from scipy.stats import beta as distribution
 
-    if not (alpha > 0 and beta > 0):
-        raise ValueError(f'alpha and beta are above 0, got {alpha} and {beta}')
+    check_number("beta's alpha", alpha, inside=True)
+    check_number("beta's beta", beta, inside=True)
     low = schedule.first_time
     quantiles = distribution.ppf(np.linspace(1, 0, num_steps + (low == 0)), alpha, beta)
     t = low + (1 - low) * quantiles
@@ -88,8 +91,10 @@ def shifted(schedule: Schedule, num_steps: int, *, shift: float = 3.0, low: floa
         low: above 0 the `num_steps` times run from 1 to it, before they are shifted, and t' = 0 follows. For Stable
             Diffusion 3 as diffusers samples it: 0.001 shifted once, so that its last level is shifted twice.
     """
-    if not (shift > 0 and 0 <= low < 1):
-        raise ValueError(f'a shift is above 0 and low in [0, 1), got shift = {shift} and low = {low}')
+    check_number('a shift', shift, inside=True)
+    check_number("shifted's low", low)
+    if low >= 1:
+        raise ValueError(f"shifted's low lies below 1, got {low}")
     t = np.append(np.linspace(1, low, num_steps), 0.0) if low else np.linspace(1, 0, num_steps + 1)
     return shift * t / (1 + (shift - 1) * t)
 
@@ -111,10 +116,12 @@ def dynamic_shift(
     Args:
         num_tokens: of one sample; 4096 is a FLUX image of 1024 x 1024.
     """
-    if not (num_tokens > 0 and base_tokens != max_tokens):
-        raise ValueError(
-            f'num_tokens is above 0 and base_tokens is not max_tokens, got {num_tokens}, {base_tokens} and {max_tokens}'
-        )
+    for name, value in (('num_tokens', num_tokens), ('base_tokens', base_tokens), ('max_tokens', max_tokens)):
+        check_whole(f"dynamic_shift's {name}", value)
+    for name, value in (('base_shift', base_shift), ('max_shift', max_shift)):
+        check_number(f"dynamic_shift's {name}", value, -np.inf)
+    if base_tokens == max_tokens:
+        raise ValueError(f'base_tokens and max_tokens are two numbers, got {base_tokens} twice')
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
     return shifted(schedule, num_steps, shift=float(np.exp(base_shift + slope * (num_tokens - base_tokens))))
 
@@ -125,6 +132,7 @@ def leading(schedule: Schedule, num_steps: int, *, steps_offset: int = 0, end: s
     It stops short of the last timestep. Stable Diffusion 1 and 2 are sampled with steps_offset = 1, end = 'lowest'.
     """
     total = _num_timesteps(schedule, num_steps)
+    check_whole("leading's steps_offset", steps_offset, -np.inf)
     if num_steps == 1:
         raise ValueError('one leading step starts at timestep 0, where there is no noise to remove: use trailing')
     steps = np.arange(num_steps)[::-1] * (total // num_steps) + steps_offset
@@ -158,7 +166,10 @@ def logsnr(
     Args:
         high: None for 10, or a table's first entry.
     """
-    if high is None:
+    check_number("logsnr's low", low, -np.inf)
+    if high is not None:
+        check_number("logsnr's high", high, -np.inf)
+    else:
         high = float(schedule.logsnr(np.float64(schedule.first_time))) if schedule.first_time else 10.0
     return _at_levels(schedule, num_steps, np.exp(-0.5 * high), np.exp(-0.5 * low), end, _power_of_logs(1.0))
 
@@ -211,8 +222,7 @@ def karras(
     Args:
         sigma_min: None for 0.002, or a table's first entry.
     """
-    if not rho > 0:
-        raise ValueError(f'rho is above 0, got {rho}')
+    check_number('rho', rho, inside=True)
 
     def curve(log_low, log_high, u):
         low, high = np.exp(log_low / rho), np.exp(log_high / rho)
@@ -238,9 +248,8 @@ def softplus(
         knee: the sigma / alpha at which one turns into the other; a few times the data's scale.
         sigma_min: None for 0.2 / num_steps, or a table's first entry.
     """
-    if not knee > 0:
-        raise ValueError(f'knee is above 0, got {knee}')
-    low = sigma_min or (_lowest_level(schedule) if schedule.first_time else 0.2 / num_steps)
+    check_number("softplus's knee", knee, inside=True)
+    low = 0.2 / num_steps if sigma_min is None and not schedule.first_time else _lowest_level(schedule, sigma_min)
     reached = float(np.exp(-0.5 * schedule.logsnr(np.float64(1.0))))
     if not 0 < low < reached:
         raise ValueError(f'sigma_min lies between 0 and {reached:g}, the highest sigma / alpha; got {low:g}')
@@ -257,8 +266,7 @@ def align_your_steps(schedule: Schedule, num_steps: int, *, model: str = 'sd15',
     Args:
         model: 'sd15', 'sdxl', 'deepfloyd' or 'svd': whose levels.
     """
-    if model not in OPTIMISED_LEVELS:
-        raise ValueError(f'model is one of {", ".join(OPTIMISED_LEVELS)}; got {model!r}')
+    check_choice('model', model, OPTIMISED_LEVELS)
     given = np.log(OPTIMISED_LEVELS[model])
     if schedule.first_time:
         given[-1] = max(given[-1], np.log(_lowest_level(schedule)))
@@ -267,13 +275,15 @@ def align_your_steps(schedule: Schedule, num_steps: int, *, model: str = 'sd15',
 
 
 def _power_of_logs(rho: float) -> Callable:
-    if not rho > 0:
-        raise ValueError(f'rho is above 0, got {rho}')
+    check_number('rho', rho, inside=True)
     return lambda log_low, log_high, u: log_low + u**rho * (log_high - log_low)
 
 
-def _lowest_level(schedule: Schedule) -> float:
-    """The lowest sigma / alpha that is worth asking for: of a table's first entry, or EDM's sigma_min."""
+def _lowest_level(schedule: Schedule, sigma_min: float | None = None) -> float:
+    """sigma_min, or the lowest sigma / alpha that is worth asking for: of a table's first entry, or EDM's sigma_min."""
+    if sigma_min is not None:
+        check_number('sigma_min', sigma_min, inside=True)
+        return sigma_min
     first = np.float64(schedule.first_time)
     return float(schedule.sigma(first) / schedule.alpha(first)) if first else LOWEST_LEVEL
 
@@ -282,7 +292,8 @@ def _at_levels(
     schedule: Schedule, num_steps: int, sigma_min: float | None, sigma_max: float, end: str, curve: Callable
 ) -> np.ndarray:
     """Times at log(sigma / alpha) = curve(lowest, highest, u), u from 1 to 0 in equal steps, and what `end` says."""
-    low = _lowest_level(schedule) if sigma_min is None else sigma_min
+    check_number('sigma_max', sigma_max, inside=True)
+    low = _lowest_level(schedule, sigma_min)
     reached = float(np.exp(-0.5 * schedule.logsnr(np.float64(1.0))))
     if not 0 < low < min(sigma_max, reached):
         raise ValueError(

@@ -5,7 +5,7 @@ In z = x / h, h = hypot(alpha, sigma), against the angle phi = arctan(sigma / al
     dz / dphi = f = cos(phi) eps - sin(phi) x0,                                                                (1)
 
 the same on every schedule and smooth from sigma = 0 (phi = 0) to alpha = 0 (phi = pi / 2). Along it a log-density falls
-at the rate tr(df / dz) (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39), and between x and z lies the volume h^D:
+at the rate tr(df / dz) (Chen et al. 2018, Eq. 8; Song et al. 2021b, Eq. 39), and between x and z lies the volume h^D:
 
     log p(x_t) = log p(x_1) + integral of tr(df / dz) over phi + D (log h(1) - log h(t))                       (2)
 

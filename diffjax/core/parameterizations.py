@@ -76,7 +76,7 @@ class Velocity(Parameterization):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Parameterization):
-    """The score of the noised data, y = -eps / sigma (Song et al. 2021, Eq. 7)."""
+    """The score of the noised data, y = -eps / sigma (Song et al. 2021b, Eq. 7)."""
 
     def row(self, schedule, t):
         return namespace(t).zeros_like(t), -1 / namespace(t).maximum(schedule.sigma(t), TINY)

@@ -65,6 +65,7 @@ SETTINGS = {  # the settings of a solver that are methods of their own
         {'order': 3, 'predict': 'eps'},
         {'order': 3, 'final': 'lower'},
         {'order': 3, 'polynomial': 'softplus'},
+        {'order': 4, 'polynomial': 'softplus', 'knee': 0.3},
         {'order': 4, 'start': 'singlestep'},
     ),
 }

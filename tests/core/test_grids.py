@@ -249,7 +249,7 @@ def test_softplus_is_even_in_its_coordinate(schedule):
     np.testing.assert_allclose(t, np.geomspace(1, 0.05 / 1.05, 6), rtol=1e-12)
     with pytest.raises(ValueError, match='sigma_min lies between 0 and 80'):
         grids.softplus(schedules.EDM(), 9, sigma_min=90.0)
-    with pytest.raises(ValueError, match='knee is above 0'):
+    with pytest.raises(ValueError, match="softplus's knee is a number above 0, got 0.0"):
         grids.softplus(schedules.EDM(), 9, knee=0.0)
 
 
@@ -283,18 +283,18 @@ def test_align_your_steps_is_published(model):
 
 def test_bad_options_are_refused():
     for make, message in (
-        (lambda: grids.karras(SD, 5, rho=0.0), 'rho is above 0, got 0'),
-        (lambda: grids.polyexponential(SD, 5, rho=-1.0), 'rho is above 0, got -1'),
+        (lambda: grids.karras(SD, 5, rho=0.0), 'rho is a number above 0, got 0'),
+        (lambda: grids.polyexponential(SD, 5, rho=-1.0), 'rho is a number above 0, got -1'),
         (lambda: grids.karras(SD, 5, sigma_min=20.0), 'from 80 to 20, on ScaledLinear from at most 14.6'),
-        (lambda: grids.exponential(SD, 5, sigma_min=0.0), 'the lowest must be above 0'),
+        (lambda: grids.exponential(SD, 5, sigma_min=0.0), 'sigma_min is a number above 0, got 0.0'),
         (lambda: grids.logsnr(FLOW, 5, low=3.0, high=1.0), 'the lowest must be above 0 and below the highest'),
         (lambda: grids.align_your_steps(SD, 5, model='sd3'), "sd15, sdxl, deepfloyd, svd; got 'sd3'"),
         (lambda: grids.align_your_steps(SD, 10, model='svd'), 'meet at t = 1: take fewer steps'),
-        (lambda: grids.shifted(FLOW, 5, shift=0.0), 'got shift = 0.0 and low = 0.0'),
-        (lambda: grids.shifted(FLOW, 5, low=1.0), 'got shift = 3.0 and low = 1.0'),
-        (lambda: grids.dynamic_shift(FLOW, 5, num_tokens=0), 'num_tokens is above 0'),
-        (lambda: grids.dynamic_shift(FLOW, 5, base_tokens=4096), 'base_tokens is not max_tokens'),
-        (lambda: grids.beta(FLOW, 5, alpha=0.0), 'alpha and beta are above 0, got 0.0 and 0.6'),
+        (lambda: grids.shifted(FLOW, 5, shift=0.0), 'a shift is a number above 0, got 0.0'),
+        (lambda: grids.shifted(FLOW, 5, low=1.0), "shifted's low lies below 1, got 1.0"),
+        (lambda: grids.dynamic_shift(FLOW, 5, num_tokens=0), "dynamic_shift's num_tokens is a number from 1 on, got 0"),
+        (lambda: grids.dynamic_shift(FLOW, 5, base_tokens=4096), 'base_tokens and max_tokens are two numbers, got 4096 twice'),
+        (lambda: grids.beta(FLOW, 5, alpha=0.0), "beta's alpha is a number above 0, got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -199,7 +199,7 @@ def test_edm(check, options):
 @pytest.mark.parametrize('diffusion', ['sde', 'sigma', 'constant'])
 def test_euler_maruyama(solver_schedule, check, diffusion):
     """dx = (f x - (g^2 + w) / 2 score) dt + sqrt(w) dW backwards, f = alpha' / alpha, g^2 = d sigma^2/dt - 2 f sigma^2
-    (Song et al. 2021, Eq. 6 and 13 for w = g^2), with the score -eps / sigma.
+    (Song et al. 2021b, Eq. 6 and 13 for w = g^2), with the score -eps / sigma.
     """
     schedule, scale = solver_schedule, 0.7
 
@@ -353,3 +353,20 @@ def test_steps_at_the_ends_are_ddims(exact_denoiser, name, options, eta, times):
     x = exact.start(times[0])
     out, expected = (exact.follow(p, x, exact.draws(p))[-1] for p in (plan, ddim))
     np.testing.assert_allclose(out, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize('make', [solvers.dpm2_ancestral, solvers.euler_maruyama])
+def test_a_step_from_nearly_pure_noise_is_taken_as_from_pure_noise(make):
+    """The squared cosine's table ends at sigma / alpha = 2e4: no coefficient is large there, and the first row leaves
+    what the estimate says, noised again, as from alpha = 0.
+    """
+    schedule, grid = schedules.SquaredCos(), [1.0, 0.6, 0.2, 0.0]
+    assert 1e4 < schedule.sigma(np.float64(1)) / schedule.alpha(np.float64(1)) < np.inf
+    plan = make(schedule, grid)
+    alpha, sigma = schedule.alpha(np.float64(0.6)), schedule.sigma(np.float64(0.6))
+    of_x, noise = plan.to_x[0, 0], plan.to_x[0, -1]
+    assert of_x == 0
+    np.testing.assert_allclose(plan.remember[0, 0], alpha)
+    np.testing.assert_allclose(np.hypot(plan.remember[0, 1], noise), sigma)
+    for table in (plan.remember, plan.to_x, plan.to_anchor):
+        assert np.abs(table).max() < 30

@@ -240,17 +240,18 @@ def interpolated_unipc(place, order):
 
 
 @pytest.mark.parametrize(
-    ('polynomial', 'place'),
+    ('polynomial', 'knee', 'place'),
     [
-        ('softplus', lambda w: np.log(1 + 3 * w)),
-        ('angle', lambda w: np.arctan2(1, w)),
-        ('sigma/alpha', lambda w: 1 / w),
+        ('softplus', None, lambda w: np.log(1 + 3 * w)),
+        ('softplus', 0.3, lambda w: np.log(1 + 0.3 * w)),
+        ('angle', None, lambda w: np.arctan2(1, w)),
+        ('sigma/alpha', None, lambda w: 1 / w),
     ],
 )
-def test_unipc_in_other_coordinates(solver_schedule, check, polynomial, place):
+def test_unipc_in_other_coordinates(solver_schedule, check, polynomial, knee, place):
     """And 'softplus' from t = 1 on, where alpha may be 0."""
     for order in (2, 3):
-        options = {'order': order, 'polynomial': polynomial}
+        options = {'order': order, 'polynomial': polynomial, 'knee': knee}
         check(solvers.unipc, options, interpolated_unipc(place, order))
         if polynomial == 'softplus':
             t = np.append(1.0, solver_schedule.t_of_logsnr(LOGSNR[2:]))

@@ -22,7 +22,7 @@ def denoise(schedule, x, t):
 
 
 def ddim_loop(schedule, x, grid):
-    """Song et al. 2021, Eq. 12 with eta = 0."""
+    """Song et al. 2021a, Eq. 12 with eta = 0."""
     for t, s in zip(grid[:-1], grid[1:]):
         x0, eps, _, _ = denoise(schedule, x, t)
         x = schedule.alpha(np.float64(s)) * x0 + schedule.sigma(np.float64(s)) * eps
@@ -293,7 +293,7 @@ def test_every_setting_has_an_effect(settings):
         ('dpmpp_2m_sde:eta=0', 'dpmpp_2m:final=euler'),
         ('dpmpp_2m_sde:eta=0,final=adams', 'dpmpp_2m'),
         ('dpmpp_3m_sde:eta=0', 'dpmpp_3m:final=euler'),
-        ('dpmpp_3m_sde:eta=0,halved=1', 'dpmpp_3m:final=euler,halved=1'),
+        ('dpmpp_3m_sde:eta=0,halved=true', 'dpmpp_3m:final=euler,halved=true'),
         ('sa_solver:tau=0,corrector=0,final=adams', 'dpmpp_3m'),
         ('sa_solver:tau=1,predictor=3,corrector=0,final=euler', 'dpmpp_3m_sde'),
         ('euler_maruyama:scale=0', 'euler:coordinate=t'),
@@ -333,9 +333,9 @@ def test_nothing_retraces(program):
 @pytest.mark.parametrize(
     ('spec', 'message'),
     [
-        ('ddpm:variance=medium', "'small', 'large' or 'learned', got 'medium'"),
-        ('ddim:eta=-0.1', 'eta lies in'),
-        ('ddim:eta=1.5', 'eta lies in'),
+        ('ddpm:variance=medium', "ddpm's variance is one of small, large, learned; got 'medium'"),
+        ('ddim:eta=-0.1', "ddim's eta is a number from 0 on and at most 1, got -0.1"),
+        ('ddim:eta=1.5', "ddim's eta is a number from 0 on and at most 1, got 1.5"),
         ('euler:coordinate=logsnr', "sigma/alpha, t, angle; got 'logsnr'"),
         ('heun:coordinate=logsnr', "sigma/alpha, t, angle; got 'logsnr'"),
         ('rk4:coordinate=logsnr', "sigma/alpha, t, angle; got 'logsnr'"),
@@ -353,29 +353,39 @@ def test_nothing_retraces(program):
         ('unipc:variant=bh3', "variant is one of bh1, bh2; got 'bh3'"),
         ('unipc:predict=v', "predict is one of x0, eps; got 'v'"),
         ('unipc:polynomial=rho', "polynomial is one of .*; got 'rho'"),
+        ('unipc:variant=bh1,polynomial=angle', 'variant=bh1 is felt with polynomial=logsnr alone, got .*=angle'),
+        ('unipc:knee=2', "unipc's knee is that of polynomial=softplus, got polynomial=logsnr"),
+        ('unipc:knee=0,polynomial=softplus', "unipc's knee is a number above 0, got 0"),
         ('dpmpp_2m:final=zero', "final is one of adams, euler, lower; got 'zero'"),
         ('dpmpp_3m:start=best', "start is one of multistep, singlestep; got 'best'"),
         ('dpmpp_2m_sde:kind=rk', "kind is one of midpoint, heun; got 'rk'"),
         ('dpmpp_2m_sde:eta=-1', "dpmpp_2m_sde's eta is a number from 0 on, got -1"),
         ('dpmpp_3m_sde:eta=-1', "dpmpp_3m_sde's eta is a number from 0 on, got -1"),
-        ('dpm2_ancestral:eta=2', "dpm2_ancestral's eta lies in .0, 1., got 2"),
-        ('dpmpp_2s_ancestral:eta=2', "dpmpp_2s_ancestral's eta lies in .0, 1., got 2"),
-        ('dpmpp_sde:eta=2', "dpmpp_sde's eta lies in .0, 1., got 2"),
-        ('dpmpp_sde:r=1', "dpmpp_sde's r lies between 0 and 1, got 1"),
+        ('dpm2_ancestral:eta=2', "dpm2_ancestral's eta is a number from 0 on and at most 1, got 2"),
+        ('dpmpp_2s_ancestral:eta=2', "dpmpp_2s_ancestral's eta is a number from 0 on and at most 1, got 2"),
+        ('dpmpp_sde:eta=2', "dpmpp_sde's eta is a number from 0 on and at most 1, got 2"),
+        ('dpmpp_sde:r=1', "dpmpp_sde's r is a number above 0 and below 1, got 1"),
         ('edm:churn=-3', "edm's churn is a number from 0 on, got -3"),
+        ('edm:noise=-1', "edm's noise is a number from 0 on, got -1"),
+        ('edm:low=3,high=2', 'edm takes low <= high, got low = 3 and high = 2'),
+        ('lcm:scaling=0', "lcm's scaling is a number above 0, got 0"),
+        ('lcm:sigma_data=0', "lcm's sigma_data is a number above 0, got 0"),
+        ('sa_solver:low=0.6,high=0.5', 'sa_solver takes low <= high, got low = 0.6 and high = 0.5'),
+        ('sa_solver:high=2', "sa_solver's high is a number from 0 on and at most 1, got 2"),
         ('euler_maruyama:scale=-3', "euler_maruyama's scale is a number from 0 on, got -3"),
         ('euler_maruyama:diffusion=big', "diffusion is one of sde, sigma, constant; got 'big'"),
-        ('tcd:gamma=1.5', "tcd's gamma lies in .0, 1., got 1.5"),
+        ('tcd:gamma=1.5', "tcd's gamma is a number from 0 on and at most 1, got 1.5"),
         ('sa_solver:tau=-1', "sa_solver's tau is a number from 0 on, got -1"),
         ('sa_solver:predictor=5', "sa_solver's predictor is one of 1, 2, 3, 4; got 5"),
         ('sa_solver:corrector=1', "sa_solver's corrector is one of 0, 2, 3, 4; got 1"),
         ('restart:low=0.01', 'a time at or below sigma / alpha = 0.01; the lowest above 0 is 0.111'),
-        ('restart:low=2', 'from low up to high, got low = 2 and high = 1.0'),
-        ('repaint:jump=0', 'whole jump and repeats of at least 1, got 0 and 10'),
-        ('repaint:repeats=0', 'whole jump and repeats of at least 1, got 10 and 0'),
-        ('repaint:jump=1.5', 'whole jump and repeats of at least 1, got 1.5 and 10'),
-        ('restart:low=0.5,num_steps=0', 'num_steps of at least 1 and rho above 0; got 1, 0 and 7'),
-        ('repaint:variance=medium', "'small', 'large' or 'learned', got 'medium'"),
+        ('restart:low=2', 'restart takes low <= high, got low = 2 and high = 1.0'),
+        ('restart:low=1', 'from low up to high, got low = 1 and high = 1.0'),
+        ('repaint:jump=0', "repaint's jump is a number from 1 on, got 0"),
+        ('repaint:repeats=0', "repaint's repeats is a number from 1 on, got 0"),
+        ('repaint:jump=1.5', "repaint's jump is a whole number, got 1.5"),
+        ('restart:low=0.5,num_steps=0', "restart's num_steps is a number from 1 on, got 0"),
+        ('repaint:variance=medium', "variance is one of small, large, learned; got 'medium'"),
     ],
 )
 def test_bad_settings_are_refused(spec, message):

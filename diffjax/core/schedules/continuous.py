@@ -166,7 +166,7 @@ class Sigmoid(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class VP(Schedule):
-    """The variance preserving SDE with linear beta(t) = beta_min + t (beta_max - beta_min) (Song et al. 2021, Eq. 32).
+    """The variance preserving SDE with linear beta(t) = beta_min + t (beta_max - beta_min) (Song et al. 2021b, Eq. 32).
 
     alpha = exp(-B / 2) with B(t) the integral of beta: the continuous limit of DDPM's linear betas.
     """
@@ -205,7 +205,7 @@ class VP(Schedule):
 class VE(Schedule):
     """The variance exploding SDE: alpha = 1, sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2t) - 1).
 
-    This is the exact transition from t = 0 (Song et al. 2021, Eq. 29 and 30), so that sigma(0) = 0.
+    This is the exact transition from t = 0 (Song et al. 2021b, Eq. 29 and 30), so that sigma(0) = 0.
     """
 
     power: ClassVar[int] = 0

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from diffjax.core.checks import check_choice
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.coordinates import integrand
 from diffjax.core.solvers.exponential import integrate
-from diffjax.core.solvers.plans import FAR, Plan, Point, Row, check_choice, points, tabulate, units
+from diffjax.core.solvers.plans import FAR, Plan, Point, Row, points, tabulate, units
 
 EQUAL_STEPS = {  # Adams-Bashforth's coefficients where all steps are alike
     1: np.array([1.0]),

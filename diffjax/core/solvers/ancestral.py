@@ -1,16 +1,16 @@
 """Ancestral methods: a step of the ODE to less noise than wanted, then fresh noise up to what is wanted.
 
-In u = sigma / alpha, with y = x / alpha, a step from t to s goes to u_down and adds u_up (Song et al. 2021, Eq. 16):
+In u = sigma / alpha, with y = x / alpha, a step from t to s goes to u_down and adds u_up (Song et al. 2021a, Eq. 16):
 
     u_up = eta u_s sqrt(1 - (u_s / u_t)^2),   u_down = sqrt(u_s^2 - u_up^2)                                     (1)
 """
 
 import numpy as np
 
-from diffjax.core import chain
+from diffjax.core.checks import check_number
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.plans import Plan, Point, Row, check_noise, is_inner, point_at, points, tabulate, units
-from diffjax.core.solvers.reverse_chain import ddim
+from diffjax.core.solvers.plans import FAR, Plan, Point, Row, check_noise, is_inner, point_at, points, tabulate, units
+from diffjax.core.solvers.reverse_chain import ddim, ddim_row
 from diffjax.core.solvers.singlestep import stage_rows
 
 
@@ -31,7 +31,7 @@ def split(here: float, there: float, eta: float) -> tuple[float, float]:
 def dpm2_ancestral(schedule: Schedule, grid, *, eta: float = 1.0) -> Plan:
     """dpm2 to u_down, then noise (k-diffusion). Order 2 for eta = 0, 1 in distribution; two evaluations a step.
 
-    One evaluation, of first order, in the step that ends at sigma = 0 or starts from alpha = 0.
+    One evaluation, of first order, in the step that ends at sigma = 0 or starts from alpha = 0 or nearly so.
     """
 
     def step(here, there, down, capacity):
@@ -41,7 +41,7 @@ def dpm2_ancestral(schedule: Schedule, grid, *, eta: float = 1.0) -> Plan:
         whole = there.alpha * (anchor / here.alpha + (down - here.ratio) * h[0])
         return [Row(here.t, (0, 1), to_middle, to_anchor=x), Row(middle.t, (0, 1), whole)]
 
-    return _ancestral(schedule, grid, eta, 'dpm2_ancestral', step)
+    return _ancestral(schedule, grid, eta, 'dpm2_ancestral', step, far=FAR)
 
 
 def dpmpp_2s_ancestral(schedule: Schedule, grid, *, eta: float = 1.0) -> Plan:
@@ -58,26 +58,22 @@ def dpmpp_2s_ancestral(schedule: Schedule, grid, *, eta: float = 1.0) -> Plan:
     return _ancestral(schedule, grid, eta, 'dpmpp_2s_ancestral', step)
 
 
-def _ancestral(schedule: Schedule, grid, eta: float, name: str, step) -> Plan:
-    """Two-evaluation steps with the ODE's rows from step(here, there, u_down, K), and noise after the last of them."""
+def _ancestral(schedule: Schedule, grid, eta: float, name: str, step, *, far: float = np.inf) -> Plan:
+    """Two-evaluation steps with the ODE's rows from step(here, there, u_down, K), and noise after the last of them.
+
+    far: the sigma / alpha above which a step is ddim's, as it is from alpha = 0.
+    """
     _check_eta(name, grid, eta)
     every, rows = points(schedule, grid), []
     z = units(2, 1)[3][0]
     for here, there in zip(every, every[1:]):
         down, up = split(here.ratio, there.ratio, eta)
-        if here.alpha == 0 or here.sigma == 0 or there.alpha == 0 or down == 0:
-            rows.append(_plain(schedule, here, there, eta, 2))
+        if here.ratio > far or here.alpha == 0 or here.sigma == 0 or there.alpha == 0 or down == 0:
+            rows.append(ddim_row(schedule, here, there, eta, 2))
             continue
         first, last = (_widen(row) for row in step(here, there, down, 2))
         rows += [first, last._replace(to_x=last.to_x + there.alpha * up * z)]
     return tabulate(schedule, rows, num_noises=1)
-
-
-def _plain(schedule: Schedule, here: Point, there: Point, eta: float, capacity: int) -> Row:
-    """DDIM's row with eta, which is finite everywhere."""
-    _, _, h, z = units(capacity, 1)
-    v = eta**2 * chain.posterior(schedule, there.t, here.t)[2] if eta and here.sigma > there.sigma else 0.0
-    return Row(here.t, (there.alpha, np.sqrt(there.sigma**2 - v)), h[0] + np.sqrt(v) * z[0])
 
 
 def _widen(row: Row) -> Row:
@@ -87,9 +83,8 @@ def _widen(row: Row) -> Row:
 
 
 def _check_eta(name: str, grid, eta: float) -> None:
+    check_number(f"{name}'s eta", eta, high=1.0)
     check_noise(name, grid, eta=eta)
-    if eta > 1:
-        raise ValueError(f"{name}'s eta lies in [0, 1], got {eta}")
 
 
 def dpmpp_sde(schedule: Schedule, grid, *, eta: float = 1.0, r: float = 0.5) -> Plan:
@@ -100,13 +95,12 @@ def dpmpp_sde(schedule: Schedule, grid, *, eta: float = 1.0, r: float = 0.5) -> 
     (u_t - u_s). Order 2 for eta = 0, 1 in distribution; two evaluations a step, one in the step to sigma = 0.
     """
     _check_eta('dpmpp_sde', grid, eta)
-    if not 0 < r < 1:
-        raise ValueError(f"dpmpp_sde's r lies between 0 and 1, got {r}")
+    check_number("dpmpp_sde's r", r, high=1.0, inside=True)
     every, rows = points(schedule, grid), []
     x, anchor, h, z = units(2, 1)
     for here, there in zip(every, every[1:]):
         if not is_inner(here, there):
-            rows.append(_plain(schedule, here, there, eta, 2))
+            rows.append(ddim_row(schedule, here, there, eta, 2))
             continue
         middle = point_at(schedule, here.lam + r * (there.lam - here.lam))
         (first, first_up), (down, up) = (split(here.ratio, p.ratio, eta) for p in (middle, there))

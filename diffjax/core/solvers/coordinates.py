@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from diffjax.core.checks import check_choice
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.plans import FAR, levels
 
@@ -30,8 +31,7 @@ def integrand(schedule: Schedule, grid, coordinate: str):
 
     Raises ValueError where the coordinate's slope is infinite at a time from which a step starts.
     """
-    if coordinate not in COORDINATES:
-        raise ValueError(f'coordinate is one of {", ".join(COORDINATES)}; got {coordinate!r}')
+    check_choice('coordinate', coordinate, COORDINATES)
     t, alpha, sigma, _ = levels(schedule, grid)
     with np.errstate(divide='ignore'):
         n, u, p, q = COORDINATES[coordinate](schedule, t, alpha, sigma)

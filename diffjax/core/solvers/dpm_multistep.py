@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from diffjax.core.checks import check_choice
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.exponential import POLYNOMIALS, exact_weights
-from diffjax.core.solvers.multistep import Rule, multistep
-from diffjax.core.solvers.plans import Plan, check_choice, check_noise
+from diffjax.core.solvers.multistep import Method, Rule, multistep
+from diffjax.core.solvers.plans import Plan, check_noise
 
 
 def deis(
@@ -18,7 +19,7 @@ def deis(
     Args:
         polynomial: the coordinate in which it is one: 't' (the paper's tAB), 'sigma/alpha' (its rho-AB, which is lms),
             'logsnr' (diffusers' DEISMultistepScheduler), 'angle'.
-        final, start: see `multistep`.
+        final, start: see `Method`.
     """
     check_choice("deis's order", order, range(1, 5))
     check_choice('polynomial', polynomial, POLYNOMIALS)
@@ -26,7 +27,7 @@ def deis(
     def rule(lam_s, lam, tau):
         return exact_weights(schedule, lam[0], lam_s, lam, predict='eps', polynomial=polynomial)
 
-    return multistep(schedule, grid, order, rule, predict='eps', final=final, start=start)
+    return multistep(schedule, grid, Method(order, rule, predict='eps', final=final, start=start))
 
 
 def dpm_solver_m(
@@ -56,7 +57,7 @@ def dpm_solver_m(
         slope = 0.5 * whole * (lam_s - lam[0]) / (lam[0] - lam[1])
         return np.array([whole + slope, -slope])
 
-    return multistep(schedule, grid, order, rule, predict='eps', final=final, start=start)
+    return multistep(schedule, grid, Method(order, rule, predict='eps', final=final, start=start))
 
 
 def _pair(rate: float, lam_s: float, lam: np.ndarray, kind: str) -> np.ndarray:
@@ -74,13 +75,13 @@ def dpmpp_2m(schedule: Schedule, grid, *, final: str = 'adams', start: str = 'mu
     Order 2, one evaluation a step.
 
     Args:
-        final: 'euler' is the form in use, 'adams' keeps the order to sigma = 0; see `multistep`, as for start.
+        final: 'euler' is the form in use, 'adams' keeps the order to sigma = 0; see `Method`, as for start.
     """
 
     def rule(lam_s, lam, tau):
         return _pair(1.0, lam_s, lam, 'midpoint') if len(lam) == 2 else -np.expm1(lam[:1] - lam_s)
 
-    return multistep(schedule, grid, 2, rule, final=final, start=start)
+    return multistep(schedule, grid, Method(2, rule, final=final, start=start))
 
 
 def dpmpp_3m(schedule: Schedule, grid, *, halved: bool = False, final: str = 'adams', start: str = 'multistep') -> Plan:
@@ -91,13 +92,14 @@ def dpmpp_3m(schedule: Schedule, grid, *, halved: bool = False, final: str = 'ad
     Args:
         halved: take half of the second difference, as diffusers and k-diffusion do: of second order, and often better
             at few steps on Karras grids.
-        final, start: see `multistep`.
+        final, start: see `Method`.
     """
-    return multistep(schedule, grid, 3, _three(schedule, halved, predict='x0'), final=final, start=start)
+    return multistep(schedule, grid, Method(3, _three(schedule, halved, predict='x0'), final=final, start=start))
 
 
 def _three(schedule: Schedule, halved: bool, *, predict: str) -> Rule:
     """The exact rule, or the one that halves its second difference."""
+    check_choice('halved', halved, (False, True))
 
     def rule(lam_s, lam, tau):
         weights = exact_weights(schedule, lam[0], lam_s, lam, predict=predict, tau=tau)
@@ -117,7 +119,7 @@ def dpmpp_2m_sde(schedule: Schedule, grid, *, kind: str = 'midpoint', eta: float
     Args:
         kind: 'midpoint' or 'heun', of the difference's factor; they agree to second order.
         eta: of the noise: 0 is dpmpp_2m, 1 the reverse SDE; tau^2 in exponential.py.
-        final: see `multistep`.
+        final: see `Method`.
     """
     check_choice('kind', kind, ('midpoint', 'heun'))
     check_noise('dpmpp_2m_sde', grid, eta=eta)
@@ -126,7 +128,7 @@ def dpmpp_2m_sde(schedule: Schedule, grid, *, kind: str = 'midpoint', eta: float
         rate = 1 + tau**2
         return _pair(rate, lam_s, lam, kind) if len(lam) == 2 else -np.expm1(rate * (lam[:1] - lam_s))
 
-    return multistep(schedule, grid, 2, rule, tau=lambda t: np.sqrt(eta), final=final)
+    return multistep(schedule, grid, Method(2, rule, tau=lambda t: np.sqrt(eta), final=final))
 
 
 def dpmpp_3m_sde(schedule: Schedule, grid, *, eta: float = 1.0, halved: bool = False, final: str = 'euler') -> Plan:
@@ -137,4 +139,6 @@ def dpmpp_3m_sde(schedule: Schedule, grid, *, eta: float = 1.0, halved: bool = F
         halved: as for `dpmpp_3m`; k-diffusion's form.
     """
     check_noise('dpmpp_3m_sde', grid, eta=eta)
-    return multistep(schedule, grid, 3, _three(schedule, halved, predict='x0'), tau=lambda t: np.sqrt(eta), final=final)
+    return multistep(
+        schedule, grid, Method(3, _three(schedule, halved, predict='x0'), tau=lambda t: np.sqrt(eta), final=final)
+    )

@@ -23,11 +23,11 @@ GAUSS, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(40)
 KNEE = 3.0  # the sigma / alpha at which `softplus` turns: some times the data's scale
 
 POLYNOMIALS = {  # the coordinate in which the interpolant is a polynomial, from lam
-    'logsnr': lambda schedule, lam: lam,
-    'softplus': lambda schedule, lam: np.logaddexp(0.0, lam + np.log(KNEE)),  # finite where alpha = 0
-    'sigma/alpha': lambda schedule, lam: np.exp(-lam),
-    'angle': lambda schedule, lam: np.arctan(np.exp(-lam)),
-    't': lambda schedule, lam: schedule.t_of_logsnr(2 * lam),
+    'logsnr': lambda schedule, lam, knee: lam,
+    'softplus': lambda schedule, lam, knee: np.logaddexp(0.0, lam + np.log(knee)),  # finite where alpha = 0
+    'sigma/alpha': lambda schedule, lam, knee: np.exp(-lam),
+    'angle': lambda schedule, lam, knee: np.arctan(np.exp(-lam)),
+    't': lambda schedule, lam, knee: schedule.t_of_logsnr(2 * lam),
 }
 
 REMEMBER = {'x0': (1.0, 0.0), 'eps': (0.0, 1.0)}
@@ -66,6 +66,7 @@ def exact_weights(
     predict: str,
     tau: float = 0.0,
     polynomial: str = 'logsnr',
+    knee: float = KNEE,
 ) -> np.ndarray:
     """W or V of Eq. 1 and 2 as weights of the estimates at the nodes lam: [n] -> [n]."""
     rate = 1 + tau**2
@@ -73,21 +74,21 @@ def exact_weights(
         whole = -np.expm1(-rate * (lam_s - lam_t)) if predict == 'x0' else np.exp(-lam_s) - np.exp(-lam_t)
         return np.array([whole])
     if polynomial == 'softplus' and predict == 'x0':
-        return _soft_weights(lam_t, lam_s, lam, rate)
+        return _soft_weights(lam_t, lam_s, lam, rate, knee)
 
     def kernel(v):
         return rate * np.exp(-rate * (lam_s - v)) if predict == 'x0' else -np.exp(-v)
 
-    return integrate(kernel, lam_t, lam_s, lam, lambda v: POLYNOMIALS[polynomial](schedule, v))
+    return integrate(kernel, lam_t, lam_s, lam, lambda v: POLYNOMIALS[polynomial](schedule, v, knee))
 
 
-def _soft_weights(lam_t: float, lam_s: float, lam: np.ndarray, rate: float) -> np.ndarray:
-    """W for a polynomial in v = log(1 + KNEE e^lam), over which it is integrated too: lam may be -infinite."""
+def _soft_weights(lam_t: float, lam_s: float, lam: np.ndarray, rate: float, knee: float) -> np.ndarray:
+    """W for a polynomial in v = log(1 + knee e^lam), over which it is integrated too: lam may be -infinite."""
 
     def kernel(v):
-        return rate * np.exp(rate * (np.log(np.expm1(v) / KNEE) - lam_s)) / -np.expm1(-v)
+        return rate * np.exp(rate * (np.log(np.expm1(v) / knee) - lam_s)) / -np.expm1(-v)
 
-    low, high, *nodes = POLYNOMIALS['softplus'](None, np.array([lam_t, lam_s, *lam]))
+    low, high, *nodes = POLYNOMIALS['softplus'](None, np.array([lam_t, lam_s, *lam]), knee)
     return integrate(kernel, low, high, np.array(nodes))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from diffjax.core import chain
+from diffjax.core.checks import check_number
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.plans import Plan, Row, check_noise, point, points, tabulate, units
 
@@ -26,6 +27,8 @@ def lcm(schedule: Schedule, grid, *, sigma_data: float = 0.5, scaling: float = 1
     Eq. 9 and appendix; the timestep is what the network is told).
     """
     check_noise('lcm', grid, noise=1.0)
+    check_number("lcm's sigma_data", sigma_data, inside=True)
+    check_number("lcm's scaling", scaling, inside=True)
     x, _, h, z = units(1, 1)
     every, rows = points(schedule, grid), []
     for here, there in zip(every, every[1:]):
@@ -41,9 +44,8 @@ def tcd(schedule: Schedule, grid, *, gamma: float = 0.3) -> Plan:
 
     One evaluation a step; the last one is ddim's, without noise. gamma = 0 is ddim, gamma = 1 `consistency`.
     """
+    check_number("tcd's gamma", gamma, high=1.0)
     check_noise('tcd', grid, gamma=gamma)
-    if gamma > 1:
-        raise ValueError(f"tcd's gamma lies in [0, 1], got {gamma}")
     _, _, h, z = units(1, 1)
     every, rows = points(schedule, grid), []
     for here, there in zip(every, every[1:]):

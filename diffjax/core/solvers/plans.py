@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffjax.core import chain
+from diffjax.core.checks import check_number
 from diffjax.core.schedules import Schedule
 
 
@@ -117,16 +118,10 @@ SILENCING = 'churn', 'eta', 'gamma', 'num_restarts', 'scale', 'tau'  # options w
 def check_noise(name: str, grid, **level: float) -> None:
     """Raises ValueError where a solver's level of noise is no number from 0 on, or it would add noise on the way up."""
     ((what, value),) = level.items()
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{name}'s {what} is a number from 0 on, got {value}")
+    check_number(f"{name}'s {what}", value)
     if value and np.ndim(grid) == 1 and len(grid) > 1 and grid[0] < grid[-1]:
         silent = f'{what}=0, or ' if what in SILENCING else ''
         raise ValueError(f'{name} adds noise and needs a falling grid; for inversion use {silent}ddim, euler or heun')
-
-
-def check_choice(what: str, value, choices) -> None:
-    if value not in choices:
-        raise ValueError(f'{what} is one of {", ".join(map(str, choices))}; got {value!r}')
 
 
 def levels(schedule: Schedule, grid) -> tuple[np.ndarray, ...]:

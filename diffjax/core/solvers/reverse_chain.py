@@ -1,10 +1,15 @@
-"""The reverse Markov chain and its deterministic limit: DDPM and DDIM."""
+"""The reverse Markov chain and its deterministic limit: DDPM and DDIM.
+
+Song et al. 2021a is "Denoising Diffusion Implicit Models", Song et al. 2021b "Score-Based Generative Modeling through
+Stochastic Differential Equations", here and in the other files.
+"""
 
 import numpy as np
 
 from diffjax.core import chain
+from diffjax.core.checks import check_choice, check_number
 from diffjax.core.schedules import Schedule
-from diffjax.core.solvers.plans import Plan, Row, levels, tabulate, units
+from diffjax.core.solvers.plans import Plan, Point, Row, levels, points, tabulate, units
 
 
 def ddpm(schedule: Schedule, grid, *, variance: str = 'small') -> Plan:
@@ -16,8 +21,7 @@ def ddpm(schedule: Schedule, grid, *, variance: str = 'small') -> Plan:
         variance: of the noise: 'small', the posterior's beta~; 'large', the kernel's beta; 'learned', between the two
             where the denoiser says (Nichol & Dhariwal 2021, Eq. 15). The step that ends at sigma = 0 adds none.
     """
-    if variance not in ('small', 'large', 'learned'):
-        raise ValueError(f"ddpm's variance is 'small', 'large' or 'learned', got {variance!r}")
+    check_choice("ddpm's variance", variance, ('small', 'large', 'learned'))
     t, alpha, sigma, _ = levels(schedule, grid)
     if t[0] < t[-1]:
         raise ValueError('ddpm walks the reverse chain and needs a falling grid; for inversion use ddim, euler or heun')
@@ -35,18 +39,24 @@ def ddpm(schedule: Schedule, grid, *, variance: str = 'small') -> Plan:
 def ddim(schedule: Schedule, grid, *, eta: float = 0.0) -> Plan:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, v the posterior's variance.
 
-    Song et al. 2021, Eq. 12 and 16. Order 1, one evaluation a step. eta = 0 is Euler's method in
+    Song et al. 2021a, Eq. 12 and 16. Order 1, one evaluation a step. eta = 0 is Euler's method in
     sigma / alpha, eta = 1 is DDPM with the small variance.
     """
-    t, alpha, sigma, _ = levels(schedule, grid)
-    if not 0 <= eta <= 1:
-        raise ValueError(f'eta lies in [0, 1], got {eta}')
-    if eta and t[0] < t[-1]:
+    check_number("ddim's eta", eta, high=1.0)
+    every = points(schedule, grid)
+    if eta and every[0].t < every[-1].t:
         raise ValueError(f'on a rising grid ddim is deterministic: eta = 0, got {eta}')
-    x, _, h, z = units(1, 1 if eta else 0)
-    variance = eta**2 * chain.posterior(schedule, t[1:], t[:-1])[2] if eta else np.zeros(len(t) - 1)
-    rows = []
-    for i, v in enumerate(variance):
-        row = h[0] + np.sqrt(v) * z[0] if eta else h[0]
-        rows.append(Row(t[i], (alpha[i + 1], np.sqrt(sigma[i + 1] ** 2 - v)), row))
-    return tabulate(schedule, rows, num_noises=1 if eta else 0)
+    noises = 1 if eta else 0
+    rows = [ddim_row(schedule, *pair, eta, noises=noises) for pair in zip(every, every[1:])]
+    return tabulate(schedule, rows, num_noises=noises)
+
+
+def ddim_row(schedule: Schedule, here: Point, there: Point, eta: float, capacity: int = 1, noises: int = 1) -> Row:
+    """One step of `ddim`, which is finite everywhere, in a table of `capacity` estimates and `noises` draws.
+
+    Without noise on the way up, whatever eta.
+    """
+    _, _, h, z = units(capacity, noises)
+    v = eta**2 * chain.posterior(schedule, there.t, here.t)[2] if eta and here.sigma > there.sigma else 0.0
+    row = h[0] + np.sqrt(v) * z[0] if v else h[0]
+    return Row(here.t, (there.alpha, np.sqrt(there.sigma**2 - v)), row)

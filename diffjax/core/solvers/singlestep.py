@@ -6,13 +6,13 @@ steps over the whole with what it saw there. The anchor keeps x at t.
 
 import numpy as np
 
+from diffjax.core.checks import check_choice
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.exponential import REMEMBER, Node, exact_weights, factors, is_landing
 from diffjax.core.solvers.plans import (
     Plan,
     Point,
     Row,
-    check_choice,
     is_inner,
     point_at,
     points,

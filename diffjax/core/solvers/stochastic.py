@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from diffjax.core.checks import check_choice, check_number, check_window
 from diffjax.core.schedules import TINY, Schedule
 from diffjax.core.solvers.coordinates import MAX_SLOPE
-from diffjax.core.solvers.plans import Plan, Row, check_choice, check_noise, point_at, points, tabulate, units
+from diffjax.core.solvers.plans import FAR, Plan, Row, check_noise, point_at, points, tabulate, units
 from diffjax.core.solvers.runge_kutta import euler, heun
 
 DIFFUSIONS = {  # w of dx = (velocity - w / 2 score) dt + sqrt(w) dW, from (g^2, sigma)
@@ -34,6 +35,8 @@ def edm(
         churn, low, high, noise: the paper's S_churn, S_tmin, S_tmax, S_noise (values for ImageNet-64, Table 5).
     """
     check_noise('edm', grid, churn=churn)
+    check_window('edm', low, high)
+    check_number("edm's noise", noise)
     if not churn:
         return heun(schedule, grid)
     every = points(schedule, grid)
@@ -58,9 +61,10 @@ def edm(
 def euler_maruyama(schedule: Schedule, grid, *, diffusion: str = 'sde', scale: float = 1.0) -> Plan:
     """Euler-Maruyama in t on the reverse SDE, for diffusion and flow models alike.
 
-    x_s = x - d (v + w / (2 sigma) eps) + sqrt(w d) z,   d = t - s,  v = alpha' x0 + sigma' eps (Song et al. 2021,
+    x_s = x - d (v + w / (2 sigma) eps) + sqrt(w d) z,   d = t - s,  v = alpha' x0 + sigma' eps (Song et al. 2021b,
     Eq. 6; Ma et al. 2024, Eq. 4). Every w has the same marginals. Order 1 in distribution, one evaluation a step. A
-    step to sigma = 0 takes the estimate of x0 without noise; one from an infinite slope is ddim's with eta = 1.
+    step to sigma = 0 takes the estimate of x0 without noise; one from an infinite slope, or nearly so, is ddim's with
+    eta = 1.
 
     Args:
         diffusion: w over `scale`: 'sde', the forward SDE's g^2 = 2 sigma (sigma' - sigma alpha' / alpha), infinite
@@ -79,7 +83,7 @@ def euler_maruyama(schedule: Schedule, grid, *, diffusion: str = 'sde', scale: f
         if there.sigma == 0:
             rows.append(Row(here.t, (there.alpha, 0.0), h[0]))
             continue
-        if here.alpha == 0 and (diffusion == 'sde' or np.abs(alpha_prime) > MAX_SLOPE):
+        if here.ratio > FAR and (diffusion == 'sde' or np.abs(alpha_prime) > MAX_SLOPE):
             rows.append(Row(here.t, (there.alpha, 0.0), h[0] + there.sigma * z[0]))
             continue
         g2 = 2 * here.sigma * (sigma_prime - here.sigma * alpha_prime / here.alpha) if here.alpha else np.inf

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from diffjax.core.checks import check_number, check_whole, check_window
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.plans import Plan, check_noise, join, points
 from diffjax.core.solvers.reverse_chain import ddpm
@@ -28,16 +29,17 @@ def restart(
             `high`, or to the grid's first time where that is less.
         num_restarts, num_steps: how often, and in how many steps (Karras's, of this rho) it comes down again.
     """
+    check_whole("restart's num_restarts", num_restarts, 0)
+    check_whole("restart's num_steps", num_steps)
+    check_number("restart's rho", rho, inside=True)
+    check_window('restart', low, high)
+    if low == high:
+        raise ValueError(f'restart goes from low up to high, got low = {low} and high = {high}')
     check_noise('restart', grid, num_restarts=num_restarts)
     every = points(schedule, grid)
     below = [i for i, p in enumerate(every) if 0 < p.ratio <= low and i]
     if not num_restarts:
         return heun(schedule, grid)
-    if num_restarts != int(num_restarts) or num_steps < 1 or not rho > 0:
-        given = f'{num_restarts}, {num_steps} and {rho}'
-        raise ValueError(f'restart needs whole num_restarts, num_steps of at least 1 and rho above 0; got {given}')
-    if not low < high:
-        raise ValueError(f'restart goes from low up to high, got low = {low} and high = {high}')
     if not below:
         least = min(p.ratio for p in every[1:] if p.sigma) if len(every) > 2 else np.inf
         raise ValueError(f'restart needs a time at or below sigma / alpha = {low}; the lowest above 0 is {least:.3g}')
@@ -61,9 +63,9 @@ def repaint(schedule: Schedule, grid, *, jump: int = 10, repeats: int = 10, vari
     Args:
         variance: as for `ddpm`.
     """
-    check_noise('repaint', grid, repeats=float(repeats))
-    if min(jump, repeats) < 1 or jump != int(jump) or repeats != int(repeats):
-        raise ValueError(f'repaint needs a whole jump and repeats of at least 1, got {jump} and {repeats}')
+    check_whole("repaint's jump", jump)
+    check_whole("repaint's repeats", repeats)
+    check_noise('repaint', grid, repeats=repeats)
     t = [p.t for p in points(schedule, grid)]
     pieces = []
     for i in range(0, len(t) - 1, jump):
