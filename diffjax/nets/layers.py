@@ -178,24 +178,23 @@ class SelfAttention(nn.Module):
         return FlatDense(size, dtype=self.compute_dtype, kernel_init=self.out_init, name='out')(h)
 
 
-def sincos_positions(size: int, height: int, width: int, *, start: float = 0.0, step: float = 1.0) -> np.ndarray:
+def sincos_line(size: int, positions: np.ndarray) -> np.ndarray:
+    """Positions along one axis as features, `[L] -> [L, size]`, in float32.
+
+        [sin(p w_0), ..., sin(p w_{h-1}), cos(p w_0), ..., cos(p w_{h-1})],   w_i = 10000^(-i / h),   h = size / 2
+    """
+    angles = positions[:, None] * 10_000.0 ** (-np.arange(size // 2) / (size // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+
+
+def sincos_positions(size: int, height: int, width: int, *, step: float = 1.0) -> np.ndarray:
     """The fixed positional table `[height * width, size]` of a grid, rows first, in float32.
 
-    Row and column i stand at p = start + step i.
-
-    The first half of the features encodes the column and the second half the row, each as
-
-        [sin(p w_0), ..., sin(p w_{h-1}), cos(p w_0), ..., cos(p w_{h-1})],   w_i = 10000^(-i / h),   h = size / 4
-
-    which is the order of MAE and DiT (there, too, the column comes first).
+    The first half of the features encodes the column and the second half the row, i at position `step` i, each as
+    `sincos_line` does: the order of MAE and DiT (there, too, the column comes first).
     """
     if size % 4:
         raise ValueError(f'two-dimensional positions take a quarter of the features each: {size} is no multiple of 4')
-    frequencies = 10_000.0 ** (-np.arange(size // 4) / (size // 4))
+    line = sincos_line(size // 2, step * np.arange(max(height, width)))
     rows, columns = np.divmod(np.arange(height * width), width)
-
-    def along(positions: np.ndarray) -> np.ndarray:
-        angles = (start + step * positions[:, None]) * frequencies
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-
-    return np.concatenate([along(columns), along(rows)], axis=-1).astype(np.float32)
+    return np.concatenate([line[columns], line[rows]], axis=-1)
