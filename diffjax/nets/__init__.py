@@ -11,9 +11,11 @@ What stands in `__all__` is what a config can choose by name; `as_model` makes t
 """
 
 from diffjax.nets.dit import DiT
+from diffjax.nets.flux import Flux
 from diffjax.nets.mlp import MLP
+from diffjax.nets.mmdit import MMDiT
 from diffjax.nets.model import as_model as as_model
 from diffjax.nets.model import count_parameters as count_parameters
 from diffjax.nets.unet import UNet
 
-__all__ = ['DiT', 'UNet', 'MLP']
+__all__ = ['DiT', 'Flux', 'MMDiT', 'UNet', 'MLP']

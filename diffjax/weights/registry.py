@@ -1,12 +1,14 @@
 """Every covered architecture. A new one is a file with its `ARCHITECTURE`, and a line here."""
 
-from diffjax.weights import dit
+from diffjax.weights import dit, flux, mmdit
 
 ARCHITECTURES = {  # by the class name in a config.json
     architecture.class_name: architecture
     for architecture in (
         dit.ARCHITECTURE,
         dit.ORIGINAL,
+        mmdit.ARCHITECTURE,
+        flux.ARCHITECTURE,
     )
 }
 OLDER_NAMES = {  # of classes that diffusers has split: (class name, norm_type) -> class name now
