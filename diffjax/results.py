@@ -160,7 +160,8 @@ def measure(
         )
         pictures['Loss by noise level, held-out images'] = workdir / 'loss_by_noise_level.png'
     if curve := loss_curve(workdir):
-        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
+        yscale = 'log' if min(curve[1]) > 0 else 'linear'  # with a learned uncertainty it falls below 0
+        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale=yscale)
         pictures['Training loss'] = workdir / 'loss.png'
     _write(experiment, workdir, figures, pictures, levels, seed)
     return figures

@@ -7,6 +7,10 @@ target's row. A network that also learns the variance of the reverse steps adds 
 
     L_hybrid = L + bound_scale * T * L_t,  the mean's gradient stopped (Nichol & Dhariwal 2021, Eq. 16)         (2)
     L_t = KL(q(x_s | x_t, x0) || p(x_s | x_t)),  or -log p(x0 | x_t) when s = 0,  in bits per dimension        (3)
+
+A network that learns its uncertainty u at each noise level has w balanced by it (Karras et al. 2024, Eq. 21): each
+example pays exp(-u(t)) w / G mean (y - y_hat)^2 + u(t) in the place of its part of (1), which is least where
+exp(u) = w / G mean (y - y_hat)^2, and every level's gradient then has the same size.                          (4)
 """
 
 from collections.abc import Callable
@@ -80,7 +84,7 @@ def prior_term(schedule: Schedule, x0: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Eq. 1, and with `bound_scale` set Eq. 2.
+    """Eq. 1, with `bound_scale` set Eq. 2, with a `log_variance` Eq. 4.
 
     `predict` below is the network with parameters and condition bound: (x [B, ...], t [B]) -> output.
     """
@@ -115,30 +119,40 @@ class Loss:
         level = Level(logsnr, log_gain, self.times.log_density(self.schedule, t))
         return self.weight(level) - log_gain
 
-    def at(self, predict: Callable, x0: Array, t: Array, eps: Array) -> tuple[Array, dict[str, Array]]:
+    def at(
+        self, predict: Callable, x0: Array, t: Array, eps: Array, log_variance: Callable = lambda time: None
+    ) -> tuple[Array, dict[str, Array]]:
         """The loss of each example at given times and noise: ([B], {'mse': [B], ...}).
 
-        `mse` is the unweighted error of the target, `bound` (with a learned variance) L_t of Eq. 3.
+        `log_variance` is u of Eq. 4: (t [B] as the network sees it) -> [B], or None where there is none.
+        `mse` is the unweighted error of the target, `bound` (with a learned variance) L_t of Eq. 3, `log_variance` u.
         """
         schedule, parameterization = self.schedule, self.parameterization
         x = expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
         scale = expand(parameterization.input_scale(schedule, t), x0)
-        output = predict(scale * x, parameterization.time_input(schedule, t)).astype(jnp.float32)
+        time = parameterization.time_input(schedule, t)
+        output = predict(scale * x, time).astype(jnp.float32)
         y = output if self.bound_scale is None else split_variance(output)[0]
         mse = mean_over_dimensions((y - target(parameterization, schedule, x0, eps, t)) ** 2)
-        loss = jnp.exp(self.log_weight(t)) * mse
+        metrics = {'mse': mse}
+        if (u := log_variance(time)) is None:
+            loss = jnp.exp(self.log_weight(t)) * mse
+        else:
+            loss, metrics['log_variance'] = jnp.exp(self.log_weight(t) - u) * mse + u, u
         if self.bound_scale is None:
-            return loss, {'mse': mse}
+            return loss, metrics
         steps = self.times.num_timesteps
         s = jnp.maximum(jnp.round(t * steps) - 1, 0) / steps
         guess = estimate(parameterization, schedule, x, t, jax.lax.stop_gradient(y))
         guess = guess._replace(variance=split_variance(output)[1])
         bound = bound_term(schedule, s, t, x0, guess, half_bin=self.half_bin)
-        return loss + self.bound_scale * steps * bound, {'mse': mse, 'bound': bound}
+        return loss + self.bound_scale * steps * bound, {**metrics, 'bound': bound}
 
-    def __call__(self, predict: Callable, x0: Array, keys: Array) -> tuple[Array, dict[str, Array]]:
+    def __call__(
+        self, predict: Callable, x0: Array, keys: Array, log_variance: Callable = lambda time: None
+    ) -> tuple[Array, dict[str, Array]]:
         """The loss of each example, one key each: x0 [B, ...], keys [B] -> ([B], {name: [B]})."""
         pairs = jax.vmap(jax.random.split)(keys)
         u = jax.vmap(jax.random.uniform)(pairs[:, 0])
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(pairs[:, 1])
-        return self.at(predict, x0, self.times.sample(self.schedule, u), eps)
+        return self.at(predict, x0, self.times.sample(self.schedule, u), eps, log_variance)

@@ -39,11 +39,15 @@ class Denoiser(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network as two pure functions over a pytree of parameters.
+    """A network as pure functions over a pytree of parameters.
 
     init(key, x, t, cond) -> params
     apply(params, x, t, cond, key=None) -> output [B, ..., out_channels]; `key` drives dropout, None switches it off
+    project(params) -> params     what every update is followed by: the nearest parameters that the network allows
+    log_variance(params, t) -> u [B]     how uncertain the network is at a time; None where it does not learn that
     """
 
     init: Callable[..., PyTree]
     apply: Callable[..., jax.Array]
+    project: Callable[[PyTree], PyTree] = lambda params: params
+    log_variance: Callable[[PyTree, jax.Array], jax.Array | None] = lambda params, t: None

@@ -1,4 +1,4 @@
-"""From a Flax module to two pure functions over a plain pytree of parameters."""
+"""From a Flax module to pure functions over a plain pytree of parameters."""
 
 import math
 
@@ -9,12 +9,14 @@ from diffjax.core.types import Array, Model, PyTree
 
 
 def as_model(module: nn.Module) -> Model:
-    """The `(init, apply)` pair of a network.
+    """The pure functions of a network.
 
     init(key, x, t, cond) -> params            nested plain dicts of float32 arrays; works under `jax.eval_shape`
     apply(params, x, t, cond, key=None)        -> [B, ..., out_channels], float32
 
     `key` drives dropout: without one the network is deterministic, as it must be when sampling.
+    A module may have two methods more, which others go without: `project(params) -> params`, the step after each
+    update, and, with `has_log_variance`, `log_variance(t) -> [B]`, the uncertainty that it learns.
     """
 
     def init(key: jax.Array, x: Array, t: Array, cond: Array | None = None) -> PyTree:
@@ -24,7 +26,16 @@ def as_model(module: nn.Module) -> Model:
         rngs = {} if key is None else {'dropout': key}
         return module.apply({'params': params}, x, t, cond, deterministic=key is None, rngs=rngs)
 
-    return Model(init, apply)
+    def log_variance(params: PyTree, t: Array) -> jax.Array | None:
+        if not getattr(module, 'has_log_variance', False):
+            return None
+        return module.apply({'params': params}, t, method='log_variance')
+
+    return Model(init, apply, getattr(module, 'project', unchanged), log_variance)
+
+
+def unchanged(params: PyTree) -> PyTree:
+    return params
 
 
 def count_parameters(params: PyTree) -> int:

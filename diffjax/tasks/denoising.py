@@ -41,6 +41,9 @@ class Denoising(Task):
         losses, extra = self.losses(params, batch, keys)
         return losses.mean(), (task_state, {name: values.mean() for name, values in extra.items()})
 
+    def project(self, params):
+        return self.model.project(params)
+
     def losses(self, params: PyTree, batch: PyTree, keys: Array) -> tuple[Array, dict[str, Array]]:
         """The training loss of each example: ([B], {name: [B]})."""
         drop, dropout, noise = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
@@ -50,7 +53,7 @@ class Denoising(Task):
         def predict(x, t):
             return self.model.apply(params, x, t, cond, key=dropout[0])
 
-        return self.objective(predict, batch['x0'], noise)
+        return self.objective(predict, batch['x0'], noise, lambda t: self.model.log_variance(params, t))
 
     def losses_at(self, params: PyTree, batch: PyTree, t: Array, keys: Array) -> Array:
         """The target's squared error at one time, nothing dropped: t [] -> [B]."""

@@ -29,3 +29,7 @@ class Task(abc.ABC):
         differentiate = jax.value_and_grad(self.loss, has_aux=True)
         (loss, (task_state, metrics)), gradients = differentiate(params, task_state, frozen, batch, step, keys)
         return gradients, (task_state, {'loss': loss, **metrics})
+
+    def project(self, params: PyTree) -> PyTree:
+        """What every update is followed by: the nearest parameters that are allowed. Overridden where not all are."""
+        return params

@@ -59,7 +59,7 @@ def keys_of(num, seed=0):
 class Echo:
     """In the objective's place: the 'loss' of an example is the condition that its network call received."""
 
-    def __call__(self, predict, x0, keys):
+    def __call__(self, predict, x0, keys, log_variance):
         return predict(x0, jnp.zeros(len(x0)))[:, 0], {}
 
 
