@@ -33,12 +33,13 @@ from diffjax.data import Source, open_source, prepare
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
 from diffjax.tasks import Denoising
-from diffjax.training import optimizers
+from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.sharding import make_mesh
 
 BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
 
+from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -150,11 +151,14 @@ def build(config: Mapping[str, Any]) -> Experiment:
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
     _check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
     dataset = section(DatasetSettings, config, 'dataset')
-    training = section(Settings, config, 'training')
+    training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
     evaluation = section(EvaluationSettings, config, 'evaluation')
     sampler = section(SamplerSettings, config, 'sampler')
-    if sampler.params not in ('', 'raw', *training.ema):
-        raise ConfigError(f"sampler.params is 'raw' or one of {', '.join(training.ema)}; got {sampler.params!r}")
+    if sampler.params not in ('', 'raw', *training.ema) and not is_reconstructed(sampler.params):
+        raise ConfigError(
+            f"sampler.params is 'raw' or one of {', '.join(training.ema)}, or what --mode=ema has made, written "
+            f'{RECONSTRUCTED}/WIDTH or {RECONSTRUCTED}/WIDTH/STEP; got {sampler.params!r}'
+        )
     mesh = section(make_mesh, config, 'mesh')
     optimizer = component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)()
     objective = build_loss(config)
@@ -202,6 +206,17 @@ def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> De
         num_classes=source.num_classes,
         label_drop=config['label_drop'],
     )
+
+def with_averages(training: Any) -> Any:
+    """The `training` section with those of its `ema` that are components built."""
+    if not isinstance(training, Mapping) or not isinstance(training.get('ema'), Mapping):
+        return training
+    built = {
+        name: profile if isinstance(profile, int | float) else component(averages, profile, f'training.ema.{name}')()
+        for name, profile in training['ema'].items()
+    }
+    return {**training, 'ema': built}
+
 
 
 def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:

@@ -11,11 +11,13 @@ from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
-flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate'], 'What to do.')
+flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema'], 'What to do.')
 flags.DEFINE_string('labels', '', 'sample: classes to draw, such as 0,1,2 or 7; repeated up to --num_samples.')
 flags.DEFINE_integer('num_samples', None, 'sample, evaluate: how many. Default: 10 of each class; the config.', 1)
 flags.DEFINE_integer('seed', 0, 'sample, evaluate: seed of the samples.')
 flags.DEFINE_string('out', '', 'sample: PNG and NPZ are written to OUT.png and OUT.npz. Default: in WORKDIR/samples/.')
+flags.DEFINE_string('sigma_rel', '', 'ema: relative widths of the averages to make, such as 0.08 or 0.03,0.06,0.12.')
+flags.DEFINE_integer('step', None, 'ema: the step at which the averages end. Default: that of the newest snapshot.', 1)
 flags.DEFINE_string('coordinator', '', 'Address host:port of process 0, or auto (TPU pods, Slurm). Empty: one process.')
 flags.DEFINE_integer('num_processes', None, 'With --coordinator=host:port: number of processes.')
 flags.DEFINE_integer('process_id', None, 'With --coordinator=host:port: number of this process.')

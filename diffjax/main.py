@@ -3,10 +3,15 @@
   python -m diffjax.main --config=configs/digits.py --workdir=runs/digits            trains, samples, measures, reports
   python -m diffjax.main --mode=sample --workdir=runs/digits --num_samples=64 --config.sampler.solver=ddim
   python -m diffjax.main --mode=evaluate --workdir=runs/digits --config.sampler.num_steps=100
+  python -m diffjax.main --mode=ema --workdir=runs/digits --sigma_rel=0.03,0.12      makes averages of other lengths
 
 A value of the config is changed by --config.KEY=VALUE, its argument follows a colon: --config=configs/digits.py:smoke.
-With --mode=sample and --mode=evaluate the config may be left out: the workdir knows its own. Running a command again
-goes on from the newest checkpoint; on a finished workdir it says so.
+Without --mode=train the config may be left out: the workdir knows its own. Running a command again goes on from the
+newest checkpoint; on a finished workdir it says so.
+
+A run whose config has power averages in training.ema (such as power:sigma_rel=0.05 and power:sigma_rel=0.10) and a
+training.ema_snapshot_every_steps leaves snapshots, from which --mode=ema makes the average of any relative width at any
+--step afterwards; --config.sampler.params=ema/0.12 then samples and evaluates with it.
 """
 
 import logging
@@ -38,7 +43,8 @@ def main(argv: list[str]) -> None:
 
     jax.config.update('jax_traceback_filtering', 'tracebackhide')  # keeps JAX's frames, at which `_is_ours` looks
     try:
-        {'train': train_run, 'sample': sample_run, 'evaluate': evaluate_run}[FLAGS.mode](Path(FLAGS.workdir))
+        modes = {'train': train_run, 'sample': sample_run, 'evaluate': evaluate_run, 'ema': ema_run}
+        modes[FLAGS.mode](Path(FLAGS.workdir))
     except DatasetNotPrepared as error:
         smoke = f'{config_argument() or "configs/digits.py"}:smoke'
         fail(f'{error} To run the same experiment now, shrunk, on embedded data: --config={smoke}')
@@ -94,10 +100,13 @@ def train_run(workdir: Path) -> None:
     from diffjax.results import finished, measure, summary_lines
     from diffjax.run import sampling_params
     from diffjax.training.loop import train
+    from diffjax.training.posthoc_ema import is_reconstructed
     from diffjax.workdir import write_config
 
     config, experiment = start()
     training = experiment.training
+    if is_reconstructed(experiment.sampler.params):
+        fail(f'sampler.params={experiment.sampler.params} is made by --mode=ema after training, which needs another')
     if finished(workdir, training.num_steps):
         say(
             f'{workdir} is finished ({training.num_steps} steps), nothing was trained again: '
@@ -131,7 +140,7 @@ def sample_run(workdir: Path) -> None:
     import numpy as np
 
     from diffjax.results import save_samples
-    from diffjax.run import balanced_labels, check_labels, make_sampler, restore, sampling_params, to_output
+    from diffjax.run import balanced_labels, check_labels, make_sampler, restore_params, to_output
 
     _, experiment = start()
     num_classes = experiment.task.num_classes
@@ -143,10 +152,10 @@ def sample_run(workdir: Path) -> None:
         labels = balanced_labels(FLAGS.num_samples or 10 * min(max(num_classes, 1), 10), num_classes)
     else:
         labels = np.resize(check_labels(wanted, num_classes), FLAGS.num_samples or len(wanted))
-    state, step = restore(experiment, workdir)
+    params, step = restore_params(experiment, workdir)
     sampler, settings = make_sampler(experiment), experiment.sampler
     x = sampler(
-        sampling_params(experiment, state),
+        params,
         experiment.plan(),
         labels,
         **experiment.sampling_options(),
@@ -165,17 +174,32 @@ def sample_run(workdir: Path) -> None:
 def evaluate_run(workdir: Path) -> None:
     """Draws and measures samples of a trained workdir again, with the sampler that the command line asks for."""
     from diffjax.results import measure, summary_lines
-    from diffjax.run import restore, sampling_params
+    from diffjax.run import restore_params
 
     _, experiment = start()
     if FLAGS.num_samples:
         from dataclasses import replace
 
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, num_samples=FLAGS.num_samples))
-    state, step = restore(experiment, workdir)
-    params = sampling_params(experiment, state)
+    params, step = restore_params(experiment, workdir)
     figures = measure(experiment, params, workdir, step, seed=FLAGS.seed, progress=sys.stderr.isatty())
     say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
+
+
+def ema_run(workdir: Path) -> None:
+    """Averages of the widths that --sigma_rel names, from the snapshots that a run has left."""
+    from diffjax.run import reconstruct_averages
+
+    try:
+        widths = [float(width) for width in FLAGS.sigma_rel.split(',')]
+    except ValueError:
+        fail(f'--sigma_rel is one relative width or several with commas between them, got {FLAGS.sigma_rel!r}')
+    _, experiment = start()
+    for name, made in reconstruct_averages(experiment, workdir, widths, FLAGS.step).items():
+        say(
+            f'{workdir / name}: from {made.num_snapshots} snapshots, its profile right to {made.error:.2g}; '
+            f'--config.sampler.params={name}'
+        )
 
 
 if __name__ == '__main__':

@@ -25,7 +25,19 @@ from diffjax.data import to_uint8
 from diffjax.tasks import Denoising
 from diffjax.training.checkpoints import Checkpoints, abstract
 from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.posthoc_ema import (
+    RECONSTRUCTED,
+    SNAPSHOTS,
+    TREE,
+    Reconstruction,
+    folder_of,
+    is_reconstructed,
+    power_profiles,
+    read_reconstructed,
+    reconstruct,
+)
 from diffjax.training.state import TrainState
+from diffjax.training.snapshots import Snapshots
 from diffjax.workdir import read_config
 
 MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded to; larger ones to powers of 2
@@ -137,12 +149,12 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
         there = config.get(name)
         config[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
     experiment = build(config)
-    state, step = restore(experiment, workdir)
+    params, step = restore_params(experiment, workdir)
     return Run(
         config=config,
         experiment=experiment,
         network=experiment.task.model,
-        params=sampling_params(experiment, state),
+        params=params,
         schedule=experiment.task.objective.schedule,
         step=step,
         sampler=make_sampler(experiment),
@@ -171,6 +183,42 @@ def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
     """The profile of averaged parameters that the sampler's settings name."""
     name = experiment.sampler.params or next(iter(state.ema), 'raw')
     return state.params if name == 'raw' else state.ema[name]
+
+def restore_params(experiment: Experiment, workdir: str | os.PathLike) -> tuple[PyTree, int]:
+    """The parameters that the sampler's settings name, of a checkpoint or a reconstructed average, and their step."""
+    name = experiment.sampler.params
+    if is_reconstructed(name):
+        _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
+        return read_reconstructed(Path(workdir), name, abstract(shapes.params, shardings.params))
+    state, step = restore(experiment, workdir)
+    return sampling_params(experiment, state), step
+
+
+def reconstruct_averages(
+    experiment: Experiment, workdir: str | os.PathLike, widths: list[float], step: int | None = None
+) -> dict[str, Reconstruction]:
+    """Averages of other widths from a run's snapshots, kept in the workdir: what `sampler.params` calls them -> each.
+
+    step: None for the newest snapshot's. Raises FileNotFoundError where the run kept no snapshots.
+    """
+    folder, profiles = Path(workdir) / SNAPSHOTS, power_profiles(experiment.training.ema)
+    if not folder.is_dir() or not profiles:
+        raise FileNotFoundError(
+            f'{workdir} holds no snapshots of averages: train with power averages in training.ema, such as '
+            'power:sigma_rel=0.05 and power:sigma_rel=0.10, and a training.ema_snapshot_every_steps'
+        )
+    snapshots = Snapshots(folder)
+    _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
+    step = snapshots.steps[-1] if step is None and snapshots.steps else step or 0
+    made = reconstruct(snapshots, profiles, widths, step, abstract(shapes.params, shardings.params))
+    for width, one in zip(widths, made):
+        store = Snapshots(folder_of(Path(workdir), width, step))
+        store.forget_after(-1)  # snapshots may have come or gone since it was made before
+        store.save(step, {TREE: one.params})
+        store.close()
+    snapshots.close()
+    return {f'{RECONSTRUCTED}/{width:g}/{step}': one for width, one in zip(widths, made)}
+
 
 
 def to_output(experiment: Experiment, x: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class SamplerSettings:
     dynamic_threshold: float = 0.0  # the fraction of |x0| that is not clipped, such as 0.995; 0: all
     dynamic_threshold_max: float = 0.0  # the bound's own bound, from 1; 0: none
     negative_label: int = -1  # -1: the null condition is the baseline
-    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
+    params: str = ''  # an average of training.ema; '' the first; 'raw': none; 'ema/0.08': what --mode=ema has made
     batch_size: int = 256
 
     def __post_init__(self):

@@ -10,7 +10,14 @@ from diffjax.build import ConfigError
 
 FREE = ('sampler', 'evaluation')  # sections that may differ between a workdir and the command that uses it
 FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
-    'training': ('num_steps', 'log_every_steps', 'checkpoint_every_steps', 'keep_checkpoints', 'num_microbatches'),
+    'training': (
+        'num_steps',
+        'log_every_steps',
+        'checkpoint_every_steps',
+        'keep_checkpoints',
+        'num_microbatches',
+        'ema_snapshot_every_steps',
+    ),
     'dataset': ('data_dir',),
     'mesh': ('data', 'fsdp'),
 }

@@ -19,10 +19,13 @@ from jax.sharding import Mesh
 from diffjax.core.types import Array, PyTree
 from diffjax.data import to_global
 from diffjax.tasks import Task
+from diffjax.training.averages import Average
 from diffjax.training.checkpoints import Checkpoints, abstract
 from diffjax.training.flops import count_flops
 from diffjax.training.metrics import Log
+from diffjax.training.posthoc_ema import SNAPSHOTS, power_profiles
 from diffjax.training.sharding import batch_sharding, check_batch, replicated, state_shardings
+from diffjax.training.snapshots import Snapshots
 from diffjax.training.state import TrainState, init_state
 from diffjax.training.step import make_step
 
@@ -31,7 +34,11 @@ log = logging.getLogger('diffjax')
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How long and how: the `training` section of a config."""
+    """How long and how: the `training` section of a config.
+
+    `ema` names the averages of the parameters: each a decay, or an entry of `training.averages`. Every
+    `ema_snapshot_every_steps` steps, and at the end, the power averages among them are kept for `--mode=ema`; 0: never.
+    """
 
     num_steps: int
     batch_size: int
@@ -39,15 +46,21 @@ class Settings:
     log_every_steps: int = 100
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
-    ema: dict[str, float] = field(default_factory=lambda: {'ema': 0.9999})
+    ema: dict[str, float | Average] = field(default_factory=lambda: {'ema': 0.9999})
+    ema_snapshot_every_steps: int = 0
 
     def __post_init__(self):
         for name in ('num_steps', 'batch_size', 'num_microbatches', 'log_every_steps', 'checkpoint_every_steps'):
             if getattr(self, name) < 1:
                 raise ValueError(f'training.{name} must be at least 1, got {getattr(self, name)}')
         for name, decay in self.ema.items():
-            if not 0 < decay < 1:
+            if not isinstance(decay, Average) and not 0 < decay < 1:
                 raise ValueError(f'training.ema.{name} is a decay between 0 and 1, got {decay}')
+        if self.ema_snapshot_every_steps < 0 or (self.ema_snapshot_every_steps and not power_profiles(self.ema)):
+            raise ValueError(
+                'training.ema_snapshot_every_steps is a number of steps, 0 for never, and keeps power averages such as '
+                f'power:sigma_rel=0.05 in training.ema; got {self.ema_snapshot_every_steps} with {self.ema}'
+            )
 
 
 class NonFiniteError(RuntimeError):
@@ -93,7 +106,7 @@ class Trainer:
             self.task,
             self.optimizer,
             prepare=self.prepare,
-            ema_decays=self.settings.ema,
+            profiles=self.settings.ema,
             num_microbatches=self.settings.num_microbatches,
         )
         everywhere = replicated(self.mesh)
@@ -134,7 +147,10 @@ def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Call
     with _sigterm() as signalled:  # before compiling, which can take minutes: a signal then stops after one step
         compiled = _compile(trainer, state, frozen, raw, shardings, announce)
         journal = Log(workdir, step, settings.num_steps)
-        keeper = _Keeper(settings, checkpoints, journal, notes.get('pending', {}), step)
+        snapshots = Snapshots(Path(workdir) / SNAPSHOTS) if settings.ema_snapshot_every_steps else None
+        if snapshots is not None:
+            snapshots.forget_after(step)
+        keeper = _Keeper(settings, checkpoints, snapshots, journal, notes.get('pending', {}), step)
         try:
             while step < settings.num_steps:
                 state, metrics = compiled(state, frozen, to_global(next(iterator), batch_sharding(mesh)))
@@ -147,6 +163,8 @@ def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Call
             return Result(state, step, stopped=False)
         finally:
             journal.close()
+            if snapshots is not None:
+                snapshots.close()
             checkpoints.close()
 
 
@@ -167,8 +185,16 @@ def _compile(trainer: Trainer, state: TrainState, frozen: PyTree, raw: PyTree, s
 class _Keeper:
     """Collects each step's metrics, logs their means, and saves what has been found finite."""
 
-    def __init__(self, settings: Settings, checkpoints: Checkpoints, journal: Log, pending: dict, step: int):
-        self._settings, self._checkpoints, self._journal = settings, checkpoints, journal
+    def __init__(
+        self,
+        settings: Settings,
+        checkpoints: Checkpoints,
+        snapshots: Snapshots | None,
+        journal: Log,
+        pending: dict,
+        step: int,
+    ):
+        self._settings, self._checkpoints, self._snapshots, self._journal = settings, checkpoints, snapshots, journal
         self._known = {name: list(values) for name, values in pending.items()}  # host floats since the last row
         self._flying = []  # (step, device metrics) not looked at yet
         self._saved = self._checkpoints.latest
@@ -184,12 +210,18 @@ class _Keeper:
             values['steps_per_second'] = (step - self._clock_step) / (now - self._clock)
             self._journal.write(step, values)
             self._known, self._clock, self._clock_step = {}, now, step
+        every = self._settings.ema_snapshot_every_steps
+        if every and (step % every == 0 or step == self._settings.num_steps):
+            self._collect()
+            self._snapshots.save(step, {name: state.ema[name] for name in power_profiles(self._settings.ema)})
         if step % self._settings.checkpoint_every_steps == 0 and step < self._settings.num_steps:
             self.save(step, state, iterator)
 
     def save(self, step: int, state: TrainState, iterator) -> None:
         """Saves unless this step is saved already. What waits for the next row is saved too: rows survive a resume."""
         self._collect()
+        if self._snapshots is not None:
+            self._snapshots.wait()  # whoever goes on from this checkpoint makes no earlier snapshot again
         if self._saved != step:
             self._checkpoints.save(step, state, iterator, {'pending': self._known})
             self._saved = step

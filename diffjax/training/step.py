@@ -8,6 +8,7 @@ import optax
 
 from diffjax.core.types import Array, PyTree
 from diffjax.tasks import Task
+from diffjax.training.averages import Average
 from diffjax.training.state import TrainState, update_ema
 
 
@@ -16,7 +17,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     prepare: Callable[[PyTree, Array], PyTree],
-    ema_decays: dict[str, float],
+    profiles: dict[str, float | Average],
     num_microbatches: int = 1,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Array]]]:
     """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
@@ -34,8 +35,8 @@ def make_step(
 
         gradients, task_state, metrics = accumulate(task, num_microbatches, state, frozen, batch, keys)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = {name: update_ema(state.ema[name], params, decay, state.step + 1) for name, decay in ema_decays.items()}
+        params = task.project(optax.apply_updates(state.params, updates))
+        ema = {name: update_ema(state.ema[name], params, profile, state.step + 1) for name, profile in profiles.items()}
 
         metrics = {**metrics, 'grad_norm': optax.global_norm(gradients), 'param_norm': optax.global_norm(params)}
         return TrainState(state.step + 1, params, task_state, opt_state, ema, state.key), metrics

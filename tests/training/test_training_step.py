@@ -33,7 +33,7 @@ def example_noise(state, num_examples, width):
 def test_one_step_is_the_closed_form_gradient(task, batch, exact, num_microbatches):
     optimizer = optimizers.sgd(num_steps=10, learning_rate=1.0, momentum=0.0)
     state = init_state(task, optimizer, DECAYS, batch, seed=1)._replace(step=jnp.int32(5))
-    step = make_step(task, optimizer, prepare=unchanged, ema_decays=DECAYS, num_microbatches=num_microbatches)
+    step = make_step(task, optimizer, prepare=unchanged, profiles=DECAYS, num_microbatches=num_microbatches)
     new, metrics = jax.jit(step)(state, (), batch)
 
     noise = example_noise(state, 16, 32)
@@ -53,7 +53,7 @@ def test_one_step_is_the_closed_form_gradient(task, batch, exact, num_microbatch
 def test_ema_is_the_weighted_mean_of_the_history(task, batch):
     optimizer = optimizers.sgd(num_steps=100, learning_rate=0.05)
     state = init_state(task, optimizer, DECAYS, batch, seed=1)
-    step = jax.jit(make_step(task, optimizer, prepare=unchanged, ema_decays=DECAYS))
+    step = jax.jit(make_step(task, optimizer, prepare=unchanged, profiles=DECAYS))
     history = []
     for n in range(1, 13):
         state, _ = step(state, (), batch)
@@ -81,7 +81,7 @@ def test_clipping_scales_the_update_to_the_norm(task, batch):
     for clip in (None, 0.25, 1e6):
         optimizer = optimizers.sgd(num_steps=10, learning_rate=1.0, momentum=0.0, clip_norm=clip)
         state = init_state(task, optimizer, {}, batch, seed=1)
-        new, metrics = jax.jit(make_step(task, optimizer, prepare=unchanged, ema_decays={}))(state, (), batch)
+        new, metrics = jax.jit(make_step(task, optimizer, prepare=unchanged, profiles={}))(state, (), batch)
         update = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), new.params, state.params)
         norms[clip] = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(update)))
         np.testing.assert_allclose(metrics['grad_norm'], norms[None], rtol=1e-4)
@@ -142,7 +142,7 @@ def test_low_precision_keeps_float32_state():
     batch = {'x0': jnp.zeros((8, 8, 8, 1)), 'label': jnp.zeros(8, jnp.int32)}
     optimizer = optimizers.adamw(num_steps=10)
     state = jax.eval_shape(lambda: init_state(task, optimizer, DECAYS, batch, seed=1))
-    step = make_step(task, optimizer, prepare=unchanged, ema_decays=DECAYS, num_microbatches=2)
+    step = make_step(task, optimizer, prepare=unchanged, profiles=DECAYS, num_microbatches=2)
     jaxpr, (new, metrics) = jax.make_jaxpr(step, return_shape=True)(state, (), batch)
     for tree in (state, new, metrics):
         floats = [leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
