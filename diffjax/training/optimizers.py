@@ -11,21 +11,30 @@ __all__ = ['adam', 'adamw', 'sgd']
 DECAYS = ('constant', 'cosine', 'linear', 'rsqrt')
 
 
-def learning_rate_schedule(peak: float, decay: str, warmup_steps: int, num_steps: int) -> optax.Schedule:
+def learning_rate_schedule(
+    peak: float, decay: str, warmup_steps: int, num_steps: int, reference_steps: int = 0
+) -> optax.Schedule:
     """Linear warm-up from 0 to `peak`, then `decay` over what is left of `num_steps`.
 
+    `rsqrt` is peak / sqrt(max(step / reference_steps, 1)) (Karras et al. 2024, Eq. 67); reference_steps = 0 means
+    warmup_steps, at the end of which the decay then begins (Vaswani et al. 2017, section 5.3).
     Raises ValueError for an unknown decay, or a warm-up that does not end before the run.
     """
     if decay not in DECAYS:
         raise ValueError(f'decay is one of {", ".join(DECAYS)}; got {decay!r}')
     if not 0 <= warmup_steps < num_steps:
         raise ValueError(f'warmup_steps = {warmup_steps} must be below num_steps = {num_steps}')
-    left = num_steps - warmup_steps
+    if reference_steps and (decay != 'rsqrt' or reference_steps < warmup_steps):
+        raise ValueError(
+            f'reference_steps = {reference_steps} is for decay rsqrt and not below warmup_steps = {warmup_steps}; '
+            f'decay is {decay!r}'
+        )
+    left, first = num_steps - warmup_steps, max(warmup_steps, 1)
     after = {
         'constant': optax.constant_schedule(peak),
         'cosine': optax.cosine_decay_schedule(peak, left),
         'linear': optax.linear_schedule(peak, 0.0, left),
-        'rsqrt': lambda step: peak * (1 + jnp.maximum(step, 0) / max(warmup_steps, 1)) ** -0.5,
+        'rsqrt': lambda step: peak * jnp.maximum((first + step) / (reference_steps or first), 1.0) ** -0.5,
     }[decay]
     if warmup_steps == 0:
         return after
@@ -48,6 +57,7 @@ def adamw(
     learning_rate: float = 1e-4,
     decay: str = 'constant',
     warmup_steps: int = 0,
+    reference_steps: int = 0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -55,7 +65,7 @@ def adamw(
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; kernels alone are decayed."""
-    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps)
+    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=is_matrix))
 
 
@@ -65,13 +75,14 @@ def adam(
     learning_rate: float = 1e-4,
     decay: str = 'constant',
     warmup_steps: int = 0,
+    reference_steps: int = 0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) after clipping by the global norm."""
-    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps)
+    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.adam(schedule, b1, b2, eps))
 
 
@@ -81,9 +92,10 @@ def sgd(
     learning_rate: float = 1e-2,
     decay: str = 'constant',
     warmup_steps: int = 0,
+    reference_steps: int = 0,
     momentum: float = 0.9,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent with momentum after clipping by the global norm."""
-    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps)
+    schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.sgd(schedule, momentum))
