@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffjax.core.types import Array, PyTree
+from diffjax.core.types import Array
 from diffjax.nets.layers import (
     ATTENTION_IMPLEMENTATIONS,
     COMPUTE_DTYPES,
@@ -29,13 +29,7 @@ from diffjax.nets.layers import (
     modulate,
     sincos_positions,
 )
-
-# What the backward pass finds in memory: everything; the input of each block; that and the products with weights.
-REMAT_POLICIES = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from diffjax.nets.stacking import REMAT_POLICIES, trunk
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
@@ -92,7 +86,7 @@ class DiT(nn.Module, kw_only=True):
 
     H and W must be multiples of `patch_size`, `hidden_size` one of `num_heads` and of 4.
     `scan_layers` chooses one compiled block run `depth` times (parameters stacked under `blocks`) or `depth` blocks
-    (`blocks_0`, `blocks_1`, ...); `stack_layers` and `unstack_layers` convert.
+    (`blocks_0`, `blocks_1`, ...); `nets.stacking` converts.
     `remat` trades memory for time: 'none' keeps every activation, 'full' only the input of each block, 'dots' also
     the results of products with weights.
     `frequency_shift=1` spaces the frequencies of the time embedding as diffusers' DiT does, 0 as the published one.
@@ -155,34 +149,11 @@ class DiT(nn.Module, kw_only=True):
         return jax.lax.stop_gradient(self.param('pos_embed', table))
 
     def _trunk(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
-        block = DiTBlock
-        if self.remat != 'none':
-            # Inside a scan nothing can be shared with the forward pass anyway, and the barrier against it costs time.
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
-        fields = (self.num_heads, self.mlp_ratio, self.compute_dtype, self.attention)
-        if self.scan_layers:
-            per_layer = {'variable_axes': {'params': 0}, 'split_rngs': {'params': True}}
-            layers = nn.scan(block, **per_layer, in_axes=nn.broadcast, length=self.depth)
-            return layers(*fields, name='blocks')(tokens, c)[0]
-        for i in range(self.depth):
-            tokens, _ = block(*fields, name=f'blocks_{i}')(tokens, c)
-        return tokens
-
-
-def stack_layers(params: PyTree) -> PyTree:
-    """Parameters of a DiT with `scan_layers=False` -> those of the same network with `scan_layers=True`."""
-    depth = sum(name.startswith('blocks_') for name in params)
-    if depth == 0:
-        raise ValueError(f"these parameters have no 'blocks_0', 'blocks_1', ... to stack; they have {sorted(params)}")
-    rest = {name: value for name, value in params.items() if not name.startswith('blocks_')}
-    layers = [params[f'blocks_{i}'] for i in range(depth)]
-    return rest | {'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
-
-
-def unstack_layers(params: PyTree) -> PyTree:
-    """Parameters of a DiT with `scan_layers=True` -> those of the same network with `scan_layers=False`."""
-    if 'blocks' not in params:
-        raise ValueError(f"these parameters have no stacked 'blocks'; they have {sorted(params)}")
-    rest = {name: value for name, value in params.items() if name != 'blocks'}
-    depth = jax.tree.leaves(params['blocks'])[0].shape[0]
-    return rest | {f'blocks_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], params['blocks']) for i in range(depth)}
+        fields = {
+            'num_heads': self.num_heads,
+            'mlp_ratio': self.mlp_ratio,
+            'compute_dtype': self.compute_dtype,
+            'attention': self.attention,
+        }
+        how = {'depth': self.depth, 'scan_layers': self.scan_layers, 'remat': self.remat}
+        return trunk(DiTBlock, fields, tokens, c, **how)

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from diffjax.core.types import Model
 from diffjax.nets import DiT, as_model, count_parameters
-from diffjax.nets.dit import DiTBlock, patchify, stack_layers, unpatchify, unstack_layers
+from diffjax.nets.dit import DiTBlock, patchify, unpatchify
+from diffjax.nets.stacking import stack_layers, unstack_layers
 
 TINY = dict(patch_size=2, hidden_size=16, depth=2, num_heads=2, num_classes=5, out_channels=3)  # noqa: C408
 SHAPE = (3, 4, 6, 2)
