@@ -7,8 +7,8 @@ so that a checkpoint never stands in memory as a whole unless the caller collect
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -26,6 +26,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 NAMES_SHOWN = 12  # of each kind in an error; whatever differs in numbers alone counts as one
 
 
+class Deferred(NamedTuple):
+    """An array that is read, or made, when it is asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
 def import_tensors(
     architecture: Architecture, options: Options, tensors: Tensors, *, dtype: str | None = 'float32'
 ) -> PyTree:
@@ -34,7 +41,8 @@ def import_tensors(
     Raises WeightsError, one for everything that is missing, unexpected or misshapen.
     """
     shapes = {name: tuple(np.shape(a)) for name, a in tensors.items()}
-    return nested(dict(import_leaves(architecture, options, tensors, shapes, dtype=dtype)))
+    leaves = import_leaves(architecture, options, tensors, shapes)
+    return nested({path: cast(leaf.read(), path, dtype) for path, leaf in leaves.items()})
 
 
 def export_tensors(architecture: Architecture, options: Options, params: PyTree) -> dict[str, np.ndarray]:
@@ -44,17 +52,18 @@ def export_tensors(architecture: Architecture, options: Options, params: PyTree)
 
 
 def import_leaves(
-    architecture: Architecture, options: Options, tensors: Tensors, shapes: Shapes, *, dtype: str | None = 'float32'
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(path of our parameter, its values) row by row, after everything that can be checked has been checked."""
+    architecture: Architecture, options: Options, tensors: Tensors, shapes: Shapes
+) -> dict[str, Deferred]:
+    """Path -> parameter of ours, to be read from theirs, after everything that can be checked has been checked."""
     rows = _rows(architecture, options)
     constants = architecture.constants(options)
     check_names(architecture.class_name, shapes, _expected(rows), constants)
     for name in constants:
         if name in shapes:
             _check_constant(name, tensors[name], constants[name])
-    for leaf, ours in rows:
-        yield leaf.ours, _cast(_import_leaf(leaf, ours, tensors), leaf.ours, dtype)
+    return {
+        leaf.ours: Deferred(ours.shape, functools.partial(_import_leaf, leaf, ours, tensors)) for leaf, ours in rows
+    }
 
 
 def export_leaves(
@@ -69,7 +78,7 @@ def export_leaves(
             _check_constant(leaf.ours, a, leaf.value())
             continue
         for i, part in enumerate(_split(a, leaf)):
-            theirs = np.ascontiguousarray(leaf.layout.to_theirs(part))
+            theirs = np.asarray(leaf.layout.to_theirs(part), order='C')
             for names in (leaf.theirs, *leaf.copies):
                 yield names[i], theirs
     yield from architecture.constants(options).items()
@@ -211,11 +220,11 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and np.array_equal(*words)
 
 
-def _cast(a: np.ndarray, path: str, dtype: str | None) -> np.ndarray:
+def cast(a: np.ndarray, path: str, dtype: str | None) -> np.ndarray:
     """Contiguous values of `dtype`. Raises WeightsError for whole numbers and truth values: they are no weights."""
     if not is_float(a.dtype):
         raise WeightsError(f'{path} comes as {a.dtype}, which is no dtype of weights')
-    return np.ascontiguousarray(a, dtype=dtype)
+    return np.asarray(a, dtype, order='C')
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -1,0 +1,56 @@
+"""A folder that appears whole or not at all: written beside its place under another name, then renamed."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffjax.weights.architecture import WeightsError
+
+
+@contextlib.contextmanager
+def appearing(out: str | os.PathLike) -> Iterator[Path]:
+    """`with appearing(out) as folder:` gives an empty folder to write to, which is `out` once the block is through.
+
+    What a process that was killed has left beside `out` is removed. WeightsError where `out` is there already.
+    """
+    out = Path(out).absolute()
+    check_absent(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_remains(out)
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # says that somebody is at it; falls with the process
+        yield folder
+        check_absent(out)
+        folder.chmod(0o755)
+        os.rename(folder, out)
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)  # there is nothing of that name after a success
+
+
+def check_absent(out: str | os.PathLike) -> None:
+    """Raises WeightsError where there is something at `out`: nothing is ever written over."""
+    if os.path.lexists(out):
+        raise WeightsError(f'{out} is there already; give another --out, or remove it first')
+
+
+def _prefix(out: Path) -> str:
+    return f'.{out.name}.part-'
+
+
+def _remove_remains(out: Path) -> None:
+    for folder in out.parent.glob(f'{_prefix(out)}*'):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        except BlockingIOError:
+            continue  # another process is writing it
+        finally:
+            os.close(handle)

@@ -1,0 +1,216 @@
+"""Imported weights on disk: an Orbax checkpoint of the parameters, and network.json, which says of what network.
+
+    DIR/network.json    {'network': {'name': 'DiT', ...}, 'input': ..., 'source': ..., 'parameters': ..., ...}
+    DIR/params/         the parameters, unrolled, in nested dicts
+
+network.json holds the SHA-256 of each array and of itself: Orbax gives damaged bytes back without a word. Arrays are
+written and read one after the other, so that memory holds about one of them.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from diffjax import nets
+from diffjax.core.types import PyTree
+from diffjax.weights.architecture import INPUT, WeightsError
+from diffjax.weights.engine import Deferred, cast, import_leaves, nested
+from diffjax.weights.folders import appearing, check_absent
+from diffjax.weights.sources import Source, open_source
+from diffjax.weights.tensors import CODES, DTYPES, Spec, read_json
+
+KEYS = ('network', 'input', 'class_name', 'source', 'dtypes', 'parameters', 'sha256')
+BATCH_BYTES = 32_000_000  # that are restored in one go
+Report = Callable[[int], Any]  # is told the bytes that have been done since it was told last
+
+
+class Weights(NamedTuple):
+    network: Any  # the Flax module, layers unrolled
+    params: PyTree  # nested dicts of NumPy arrays
+    record: dict[str, Any]  # network.json
+
+
+class _Handler(ocp.type_handlers.NumpyHandler):
+    """Writes `Deferred` arrays as NumPy's, each read when its turn has come, and tells what it has written."""
+
+    def __init__(self, written: Callable[[str, np.ndarray], None]):
+        super().__init__(deepcopy_host_arrays=False)
+        self._written = written
+
+    async def serialize(self, values, infos, args=None):
+        for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values)):
+            a = value.read()
+            for future in await super().serialize([a], [info], [arg]):
+                future.result()
+            self._written(info.name.replace('.', '/'), a)
+        return []
+
+
+def import_source(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    variant: str = '',
+    dtype: str | None = 'float32',
+    start: Callable[[Source, int], Report] = lambda source, num_bytes: lambda n: None,
+) -> Path:
+    """Writes the weights at `path` as the folder `out`, which must not be there, and returns it.
+
+    Args:
+        variant: of the files, such as 'fp16'.
+        dtype: of the parameters; None keeps that of the tensors.
+        start: is called once everything has been checked, and returns what is told of the progress.
+    """
+    check_absent(out)
+    source = open_source(path, variant=variant)
+    shapes = {name: spec.shape for name, spec in source.specs.items()}
+    leaves = import_leaves(source.architecture, source.options, source.tensors, shapes)
+    report = start(source, sum(4 * int(np.prod(leaf.shape)) for leaf in leaves.values()))
+    with appearing(out) as folder:
+        parameters = _write_params(folder / 'params', leaves, dtype, report)
+        record = {
+            'network': {'name': source.architecture.network, **source.options},
+            'input': source.options[INPUT],
+            'class_name': source.architecture.class_name,
+            'source': {'path': str(source.path.absolute()), 'files': list(source.files), 'config': source.config},
+            'dtypes': _dtypes(source.specs),
+            'parameters': parameters,
+        }
+        del record['network'][INPUT]
+        record['sha256'] = _digest_record(record)
+        (folder / 'network.json').write_text(json.dumps(record, indent=1) + '\n')
+    return Path(out)
+
+
+def _write_params(
+    folder: Path, leaves: Mapping[str, Deferred], dtype: str | None, report: Report
+) -> dict[str, dict[str, Any]]:
+    """Writes an Orbax checkpoint, and returns path -> {shape, dtype, sha256}."""
+    parameters: dict[str, dict[str, Any]] = {}
+
+    def written(path: str, a: np.ndarray) -> None:
+        parameters[path] = {'shape': list(a.shape), 'dtype': CODES[a.dtype], 'sha256': _digest(a)}
+        report(4 * a.size)
+
+    def deferred(path: str, leaf: Deferred) -> Deferred:
+        return Deferred(leaf.shape, lambda: cast(leaf.read(), path, dtype))
+
+    types = ocp.type_handlers.create_type_handler_registry(
+        (_Leaf, _Handler(written)), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    # Weights do not compress, and files of their own are quicker than one database of many small commits.
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=types)
+    tree = nested({path: _Leaf(deferred(path, leaf)) for path, leaf in leaves.items()})
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    return {path: parameters[path] for path in leaves}
+
+
+class _Leaf:
+    """A `Deferred` as a leaf: a NamedTuple would be a node of the tree."""
+
+    def __init__(self, deferred: Deferred):
+        self.shape, self.read = deferred.shape, deferred.read
+
+
+def _dtypes(specs: Mapping[str, Spec]) -> dict[str, Any]:
+    """What the tensors came in: the code of most of them, and of each other one."""
+    codes = {name: CODES[spec.dtype] for name, spec in specs.items()}
+    most = Counter(codes.values()).most_common(1)[0][0]
+    return {'most': most, 'others': {name: code for name, code in codes.items() if code != most}}
+
+
+def load(folder: str | os.PathLike) -> Weights:
+    """The network of an imported folder and its parameters, verified.
+
+    Raises WeightsError for a folder that `import` did not write, or that has changed since.
+    """
+    record = read_record(folder)
+    leaves = StoredLeaves(folder, record, record['parameters'])
+    options = {key: value for key, value in record['network'].items() if key != 'name'}
+    return Weights(getattr(nets, record['network']['name'])(**options), nested(dict(leaves.items())), record)
+
+
+def read_record(folder: str | os.PathLike) -> dict[str, Any]:
+    """network.json, verified."""
+    path = Path(folder) / 'network.json'
+    if not path.is_file():
+        raise WeightsError(f'{folder}: no network.json in it; python -m diffjax.weights import writes such folders')
+    record = read_json(path)
+    if sorted(record) != sorted(KEYS):
+        raise WeightsError(f'{path}: it has the keys {", ".join(map(repr, record))[:200]} instead of {", ".join(KEYS)}')
+    if record['sha256'] != _digest_record(record):
+        raise WeightsError(f'{path}: it has been changed since it was written, or is damaged')
+    return record
+
+
+class StoredLeaves(Mapping):
+    """The parameters of an imported folder: path -> array, verified. Best read in the order of `paths`."""
+
+    def __init__(self, folder: str | os.PathLike, record: Mapping[str, Any], paths: Iterable[str]):
+        self._folder, self._parameters = Path(folder).absolute() / 'params', record['parameters']
+        self._batches, self._read = _batches(self._parameters, paths), {}
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        if path not in self._read:
+            self._read = {}  # before the next ones come
+            self._read = self._restore(self._batches[path])
+        return self._read[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def _restore(self, paths: list[str]) -> dict[str, np.ndarray]:
+        item, args = nested(dict.fromkeys(paths, 0)), nested(dict.fromkeys(paths, ocp.RestoreArgs(np.ndarray)))
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                restore = ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
+                tree = checkpointer.restore(self._folder, args=restore)
+        except Exception as error:  # Orbax raises Exception, ValueError, KeyError and more for damage
+            reason = ' '.join(str(error).split())[:200]
+            raise WeightsError(f'{self._folder}: it cannot be restored ({type(error).__name__}: {reason})') from error
+        leaves = {}
+        for path in paths:
+            a, known = tree, self._parameters[path]
+            for key in path.split('/'):
+                a = a[key]
+            if a.shape != tuple(known['shape']) or a.dtype != DTYPES[known['dtype']] or _digest(a) != known['sha256']:
+                raise WeightsError(f'{self._folder}: {path} is damaged: it is not what was written')
+            leaves[path] = a
+        return leaves
+
+
+def _batches(parameters: Mapping[str, Any], paths: Iterable[str]) -> dict[str, list[str]]:
+    """Path -> the paths that are restored with it."""
+    batches: dict[str, list[str]] = {}
+    batch: list[str] = []
+    num_bytes = 0
+    for path in paths:
+        spec = parameters[path]
+        size = Spec(tuple(spec['shape']), DTYPES[spec['dtype']]).num_bytes
+        if batch and num_bytes + size > BATCH_BYTES:
+            batch, num_bytes = [], 0
+        batch.append(path)
+        num_bytes += size
+        batches[path] = batch
+    return batches
+
+
+def _digest(a: np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(a, order='C').reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _digest_record(record: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in record.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
