@@ -7,15 +7,18 @@ Every network is called the same way, `network(x, t, cond, *, deterministic=True
     cond  int32 [B]       class labels; `num_classes` itself is the null label of classifier-free guidance;
                           None where `num_classes == 0`
 
-What stands in `__all__` is what a config can choose by name; `as_model` makes two pure functions of a module.
+What stands in `__all__` is what a config can choose by name; `as_model` makes pure functions of a module.
 """
 
+from diffjax.nets.autoencoder import Autoencoder as Autoencoder
 from diffjax.nets.dit import DiT
+from diffjax.nets.edm2 import EDM2
 from diffjax.nets.flux import Flux
+from diffjax.nets.inception import Inception as Inception
 from diffjax.nets.mlp import MLP
 from diffjax.nets.mmdit import MMDiT
 from diffjax.nets.model import as_model as as_model
 from diffjax.nets.model import count_parameters as count_parameters
 from diffjax.nets.unet import UNet
 
-__all__ = ['DiT', 'Flux', 'MMDiT', 'UNet', 'MLP']
+__all__ = ['DiT', 'EDM2', 'Flux', 'MMDiT', 'UNet', 'MLP']
