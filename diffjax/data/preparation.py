@@ -1,8 +1,8 @@
 """Writing datasets to disk as array_record, and the clear words when one is not there.
 
 Our own builders live beside this file: `digits` (its images come inside scikit-learn) and `shapes` (drawn here), both
-embedded, and `imagenet256_latents`, written from shards that the user computed. Any other name is a builder of TFDS
-itself, which needs TensorFlow once, to download and to write; reading never does.
+embedded, and `imagenet256_latents` and `imagenet512_latents`, written from shards that the user computed. Any other
+name is a builder of TFDS itself, which needs TensorFlow once, to download and to write; reading never does.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 EMBEDDED = ('digits', 'shapes')
-OURS = (*EMBEDDED, 'imagenet256_latents')
+LATENTS = ('imagenet256_latents', 'imagenet512_latents')
+OURS = (*EMBEDDED, *LATENTS)
 
 
 class DatasetNotPrepared(ValueError):
@@ -58,10 +59,9 @@ def explain_missing(name: str, data_dir: str | os.PathLike | None) -> ValueError
     import tensorflow_datasets as tfds
 
     base = base_name(name)
-    if base == 'imagenet256_latents':
-        from diffjax.data.imagenet256_latents.imagenet256_latents_dataset_builder import INSTRUCTIONS
-
-        how = f'{INSTRUCTIONS}, then run: {_command(name, "--manual_dir=DIR", data_dir=data_dir)}'
+    if base in LATENTS:
+        instructions = _our_builder(base).MANUAL_DOWNLOAD_INSTRUCTIONS
+        how = f'{instructions}, then run: {_command(name, "--manual_dir=DIR", data_dir=data_dir)}'
     elif base in OURS:
         how = f'run: {_command(name, data_dir=data_dir)}'
     else:
@@ -71,7 +71,7 @@ def explain_missing(name: str, data_dir: str | os.PathLike | None) -> ValueError
             hint = f' Did you mean {" or ".join(close)}?' if close else ''
             return UnknownDataset(
                 f'There is no dataset called {name!r}.{hint} Embedded: {", ".join(EMBEDDED)}. '
-                f'Others: imagenet256_latents and the image datasets of TFDS, for example cifar10.'
+                f'Others: {", ".join(LATENTS)} and the image datasets of TFDS, for example cifar10.'
             )
         how = (
             f"run: pip install tensorflow-cpu (only TFDS's own builders need it, once), "

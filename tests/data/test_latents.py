@@ -84,3 +84,19 @@ def test_a_wrong_shard_is_named_and_nothing_is_left(changes, message, tmp_path, 
     with pytest.raises(ValueError, match=message):
         prepare_dataset('imagenet256_latents', data_dir=tmp_path / 'tfds', manual_dir=tmp_path / 'manual')
     assert not list((tmp_path / 'tfds').rglob('*.json'))
+
+
+def test_latents_of_512_pixels_are_a_dataset_of_their_own(tmp_path, write_shard):
+    """Twice as large; shards of the other size are refused, and the way to prepare it names its own."""
+    name, rng = 'imagenet512_latents', np.random.default_rng(0)
+    with pytest.raises(DatasetNotPrepared, match=r'\[N, 64, 64, 4\].* prepare imagenet512_latents --manual_dir=DIR'):
+        open_source(name, 'train', data_dir=tmp_path / 'tfds')
+    write_shard(tmp_path / 'small' / 'train' / '0.npz', 1)
+    with pytest.raises(ValueError, match=r'mean has shape \(1, 32, 32, 4\), expected \(1, 64, 64, 4\)'):
+        prepare_dataset(name, data_dir=tmp_path / 'tfds', manual_dir=tmp_path / 'small')
+    mean, std = rng.uniform(size=(2, 1, 64, 64, 4)).astype(np.float32)
+    write_shard(tmp_path / 'manual' / 'train' / '0.npz', 1, mean=mean, std=std)
+    prepare_dataset(name, data_dir=tmp_path / 'tfds', manual_dir=tmp_path / 'manual')
+    source = open_source(name, 'train', data_dir=tmp_path / 'tfds')
+    assert (source.kind, source.image_shape, source.num_classes) == ('latent', (64, 64, 4), 1000)
+    np.testing.assert_array_equal(read_all(source)['mean'], mean.astype(np.float16))

@@ -26,7 +26,7 @@ INSTRUCTIONS = (
 )
 
 
-def read_shard(path: Path) -> dict[str, np.ndarray]:
+def read_shard(path: Path, shape: tuple[int, int, int] = LATENT_SHAPE) -> dict[str, np.ndarray]:
     """The arrays `mean`, `std` and `label` of one shard. Raises ValueError, naming the file, if they do not fit."""
     with np.load(path) as shard:
         missing = {'mean', 'std', 'label'} - set(shard.files)
@@ -34,8 +34,8 @@ def read_shard(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f'{path}: array {", ".join(sorted(missing))} is missing; it has {shard.files}.')
         arrays = {name: shard[name] for name in ('mean', 'std', 'label')}
     num_examples = len(arrays['label'])
-    for name, shape in (('mean', LATENT_SHAPE), ('std', LATENT_SHAPE), ('label', ())):
-        expected = (num_examples, *shape)
+    for name, part in (('mean', shape), ('std', shape), ('label', ())):
+        expected = (num_examples, *part)
         if arrays[name].shape != expected:
             raise ValueError(f'{path}: {name} has shape {arrays[name].shape}, expected {expected}.')
     labels = arrays['label']
@@ -53,9 +53,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.0.0')
     MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
+    LATENT_SHAPE = LATENT_SHAPE
 
     def _info(self):
-        latent = tfds.features.Tensor(shape=LATENT_SHAPE, dtype=np.float16)
+        latent = tfds.features.Tensor(shape=self.LATENT_SHAPE, dtype=np.float16)
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
@@ -69,13 +70,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         root = Path(dl_manager.manual_dir)
         shards = {split: sorted((root / split).glob('*.npz')) for split in ('train', 'validation')}
         if not shards['train']:
-            raise FileNotFoundError(f'No shard {root / "train"}/*.npz: {INSTRUCTIONS}.')
+            raise FileNotFoundError(f'No shard {root / "train"}/*.npz: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}.')
         return {split: self._generate_examples(paths) for split, paths in shards.items() if paths}
 
     def _generate_examples(self, shards):
         key = 0
         for path in shards:
-            arrays = read_shard(path)
+            arrays = read_shard(path, self.LATENT_SHAPE)
             for mean, std, label in zip(arrays['mean'], arrays['std'], arrays['label']):
                 yield key, {'mean': mean.astype(np.float16), 'std': std.astype(np.float16), 'label': int(label)}
                 key += 1

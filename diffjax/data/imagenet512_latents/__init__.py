@@ -1,0 +1,1 @@
+"""The TFDS dataset `imagenet512_latents`, written from latents that the user computed."""
