@@ -38,3 +38,43 @@ def image_batch():
         return jnp.asarray(x), jnp.asarray(t), jnp.arange(shape[0]) % 5
 
     return image_batch
+
+
+@pytest.fixture(scope='session')
+def learn_digits():
+    """(model, num_steps=50) -> the losses of as many steps on digits 8x8x1 with labels, relative to predicting zero.
+
+    The target is the velocity eps - x0 on a straight line, the optimiser Adam, a step 64 fresh times and noises.
+    """
+    import optax
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = jnp.asarray(images.reshape(-1, 8, 8, 1) / 8 - 1, jnp.float32)
+    labels = jnp.asarray(labels, jnp.int32)
+
+    def learn_digits(model, num_steps=50, learning_rate=3e-3):
+        adam = optax.adam(learning_rate)
+
+        def loss(params, key):
+            which, time, noise, dropout = jax.random.split(key, 4)
+            chosen = jax.random.choice(which, len(images), (64,), replace=False)
+            x0, eps = images[chosen], jax.random.normal(noise, (64, 8, 8, 1))
+            t = jax.random.uniform(time, (64, 1, 1, 1))
+            out = model.apply(params, (1 - t) * x0 + t * eps, 1000 * t[:, 0, 0, 0], labels[chosen], dropout)
+            return jnp.mean((out - eps + x0) ** 2) / jnp.mean((eps - x0) ** 2)
+
+        def step(carry, key):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params, key)
+            update, state = adam.update(gradient, state)
+            return (optax.apply_updates(params, update), state), value
+
+        params = model.init(jax.random.key(0), images[:1], jnp.zeros(1), labels[:1])
+        carry, step, losses = (params, adam.init(params)), jax.jit(step), []
+        for i in range(num_steps):  # convolutions in a scan take one core
+            carry, value = step(carry, jax.random.fold_in(jax.random.key(1), i))
+            losses.append(float(value))
+        return np.array(losses)
+
+    return learn_digits
