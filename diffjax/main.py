@@ -162,9 +162,7 @@ def sample_run(workdir: Path) -> None:
         seed=FLAGS.seed,
         progress=sys.stderr.isatty(),
     )
-    solver, *rest = settings.what.values()  # a plan's file takes no steps
-    name = str(solver).replace(':', '-').replace('/', '_') + (f'-{settings.num_steps}steps' if rest else '')
-    stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{name}-w{settings.guidance:g}-seed{FLAGS.seed}'
+    stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{settings.file_name}-seed{FLAGS.seed}'
     if jax.process_index():
         return
     archive, picture = save_samples(stem.with_name(stem.name.replace('.', '_')), to_output(experiment, x), labels)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,9 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
     """Bits per dimension of held-out images, given their labels, and what they cost. {} where none are wanted.
 
     Each image is drawn once from the bins of its bytes (`dequantize`), so that the mean bounds the bits of the bytes
-    from above. Images whose integration ran out of steps are counted, and then there is no mean. As many images run at
-    once as have `sampler.batch_size` probes between them.
+    from above. With `likelihood_t_min` above 0 it does not: the density is then that of the data blurred by noise of
+    sigma / alpha there (`bits_blur`), while the images get no noise. Images whose integration ran out of steps are
+    counted, and then there is no mean. As many images run at once as have `sampler.batch_size` probes between them.
     """
     settings, mesh, task = experiment.evaluation, experiment.mesh, experiment.task
     trace, num_dimensions = experiment.likelihood_trace(), math.prod(experiment.sample_shape)
@@ -116,6 +116,9 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
     if failed:
         return {'likelihoods_out_of_steps': int(failed), **cost}
     error = np.std(bits) / np.sqrt(count)
+    if settings.likelihood_t_min:
+        t, schedule = np.float64(settings.likelihood_t_min), task.objective.schedule
+        cost['bits_blur'] = schedule.sigma(t) / schedule.alpha(t)
     return {'num_likelihoods': count, 'bits_per_dimension': np.mean(bits), 'bits_standard_error': error, **cost}
 
 
@@ -186,13 +189,12 @@ def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict,
         f'{experiment.source.name}; sampled with {", ".join(f"{k} {v}" for k, v in sampler.what.items())} at guidance '
         f'{sampler.guidance:g}, seed {seed}.'
     )
-    settings = sampler.what | {'guidance': sampler.guidance}
-    settings |= {  # the rest, where it was chosen
-        field.name: getattr(sampler, field.name)
-        for field in fields(sampler)
-        if field.name not in (*settings, 'grid', 'num_steps', 'batch_size')
-        and getattr(sampler, field.name) != field.default
-    }
+    if 'bits_blur' in figures:
+        summary += (
+            f' Bits per dimension are those of the density blurred by noise of {figures["bits_blur"]:.2g}, where '
+            'the likelihood starts (likelihood_t_min), and no bound on those of the bytes.'
+        )
+    settings = sampler.what | {'guidance': sampler.guidance} | sampler.chosen
     settings |= {
         'seed of training': experiment.seed,
         'seed of sampling': seed,
@@ -222,6 +224,7 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         'recall': 'recall {:.3f}',
         'memorised_fraction': 'memorised {:.2%}',
         'bits_per_dimension': '{:.4f} bits per dimension of held-out images',
+        'bits_blur': 'of the density blurred by noise of {:.2g}: likelihood_t_min is above 0',
         'likelihoods_out_of_steps': '{} likelihoods ran out of steps: raise likelihood_tolerance or likelihood_t_min',
         'seconds_per_sample': '{:.2g} s per sample',
         'evaluations_per_sample': '{} network evaluations per sample',

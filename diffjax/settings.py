@@ -1,9 +1,13 @@
 """The sections of a config that say what is read, how samples are drawn and what is measured. Each checks itself."""
 
-from dataclasses import dataclass
+import re
+import zlib
+from dataclasses import dataclass, fields
 from typing import Any
 
 from diffjax.plan_files import is_plan_file
+
+LONGEST_NAME = 160  # of a file, before its seed and ending; systems take 255
 
 
 class ConfigError(ValueError):
@@ -45,6 +49,11 @@ class SamplerSettings:
     def __post_init__(self):
         _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
         _check_least(0, 'sampler', self, 'zero_init', 'threshold')
+        if not 0 <= self.guidance_low <= self.guidance_high <= 1:
+            raise ConfigError(
+                'sampler.guidance_low and sampler.guidance_high are times with 0 <= low <= high <= 1; '
+                f'got {self.guidance_low} and {self.guidance_high}'
+            )
         for name in ('guidance_rescale', 'dynamic_threshold'):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f'sampler.{name} lies in [0, 1], got {getattr(self, name)}')
@@ -55,6 +64,22 @@ class SamplerSettings:
                 'sampler.dynamic_threshold_max is at least 1 and needs a sampler.dynamic_threshold such as 0.995; '
                 f'got {self.dynamic_threshold_max:g} with {self.dynamic_threshold:g}'
             )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What beside the plan is not at its default."""
+        plan = 'solver', 'grid', 'num_steps', 'batch_size'
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: value for name, value in given.items() if name not in plan}
+
+    @property
+    def file_name(self) -> str:
+        """The plan, the guidance, and what else is chosen: two samplers are filed under two names."""
+        solver, *rest = self.what.values()  # a plan's file takes no grid and no steps
+        parts = [solver, *([f'{self.num_steps}steps', self.grid] if rest else []), f'w{self.guidance:g}']
+        parts += [f'{name}={value}' for name, value in self.chosen.items() if name != 'guidance']
+        name = re.sub(r'[^A-Za-z0-9=+_-]+', lambda found: '_' if found[0] in './' else '-', '-'.join(map(str, parts)))
+        return name if len(name) <= LONGEST_NAME else f'{name[:LONGEST_NAME]}-{zlib.crc32(name.encode()):08x}'
 
     @property
     def what(self) -> dict[str, Any]:
@@ -73,7 +98,10 @@ class EvaluationSettings:
     num_likelihoods: int = 0  # test images whose bits per dimension are measured
     likelihood_trace: Any = 'rademacher'  # or 'gaussian', both with num_probes, or 'exact': one for each dimension
     likelihood_tolerance: float = 1e-5  # of each integration step, in x0 and in nats
-    likelihood_t_min: float = 0.0  # the data's time; positive for a network that cannot be asked at 0
+    likelihood_t_min: float = 0.0  # above 0 for a network that cannot be asked there: bits of the blurred density
+    features: Any = 'pixels'  # or 'inception', 'inception:resize=pytorch': the space of distances and neighbours
+    inception_weights: str = ''  # a safetensors file
+    reference: str = ''  # what samples are compared with: ADM's .npz, images as .npz or a folder; '': the test split
 
     def __post_init__(self):
         _check_least(0, 'evaluation', self, 'num_samples', 'num_likelihoods')

@@ -185,7 +185,7 @@ def test_sample_writes_png_and_npz(command, trained, tmp_path):
     assert command(*words, '--config.sampler.solver=ddim:eta=0.5', '--config.sampler.num_steps=4')[0] == 0
     (archive,) = (workdir / 'samples').glob('*.npz')
     (picture,) = (workdir / 'samples').glob('*.png')
-    assert 'ddim' in archive.name and '4steps' in archive.name and archive.stem == picture.stem
+    assert archive.name == 'ddim-eta=0_5-4steps-uniform-w1-seed3.npz' and archive.stem == picture.stem
     assert picture.read_bytes()[:4] == b'\x89PNG'
     stored = np.load(archive)
     assert stored['images'].shape == (5, 8, 8, 1) and stored['images'].dtype == np.uint8

@@ -179,7 +179,7 @@ def test_overrides(run):
     plain = run.sample([0, 1])
     for override in ({'solver': 'ddim'}, {'grid': 'karras:rho=3'}, {'num_steps': 9}, {'guidance': 3.0}):
         assert (run.sample([0, 1], **override) != plain).any(), override
-    assert (run.sample([0, 1], guidance=3.0, guidance_low=0.2, guidance_high=0.1) == plain).all()
+    assert (run.sample([0, 1], guidance=3.0, guidance_low=0.01, guidance_high=0.02) == plain).all()
     np.testing.assert_array_equal(run.sample([0, 1]), plain)  # nothing sticks
     for key in ('solvr', 'params', 'batch_size'):
         with pytest.raises(ConfigError, match=f"'{key}'; valid: solver, grid, num_steps, guidance"):
@@ -302,6 +302,8 @@ def test_bits_per_dimension_of_held_out_images(run, monkeypatch):
     assert figures['num_likelihoods'] == 9 and 50 < figures['likelihood_evaluations'] < 4000
     np.testing.assert_allclose(figures['bits_per_dimension'], bits.mean(), atol=1e-3)
     np.testing.assert_allclose(figures['bits_standard_error'], bits.std() / np.sqrt(9), atol=1e-3)
+    assert figures['bits_blur'] == pytest.approx(0.1 / 0.9)  # of Flow at t = 0.1
+    assert summary_lines(figures)[1] == 'of the density blurred by noise of 0.11: likelihood_t_min is above 0'
 
     monkeypatch.setattr('diffjax.core.likelihood.MAX_STEPS', 2)
     short = held_out_likelihood(experiment, run.params)
