@@ -37,6 +37,7 @@ import jax
 import numpy as np
 from ablation_report import draw_plot, name_of, write_report, write_tables
 from absl import logging as absl_logging
+from command_line import Stop
 from jax.experimental.compilation_cache import compilation_cache
 from tqdm import tqdm
 
@@ -59,10 +60,6 @@ class Cell(NamedTuple):
     seed: int
     config: dict[str, Any]
     folder: Path
-
-
-class Stop(Exception):
-    """Ends the study with one line for the user."""
 
 
 def split_change(text: str) -> tuple[str, list[Any]]:

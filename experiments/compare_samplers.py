@@ -37,12 +37,14 @@ from typing import Any
 
 import numpy as np
 from absl import logging as absl_logging
+from command_line import Stop, values
 from compare_report import OURS, budget_table, draw_errors, draw_trajectories, solver_table
-from compare_targets import Case, Stop, Target, oracle_targets, rms, workdir_target
+from compare_targets import Case, Target, oracle_targets, rms, workdir_target
+from hand_made import maker, within_budget
 from tqdm import tqdm
 
-from diffjax.build import ConfigError, component
-from diffjax.core import grids, oracles, solvers
+from diffjax.build import ConfigError
+from diffjax.core import oracles, solvers
 from diffjax.core.sampling import check_plan, pad
 from diffjax.core.solvers import Plan
 
@@ -68,6 +70,7 @@ VARIANTS = {  # the settings of a solver that are methods of their own; a solver
         'order=3,final=lower',
         'order=3,polynomial=softplus',
         'order=4,polynomial=softplus',
+        'order=4,polynomial=softplus,knee=0.3',
     ),
     'sa_solver': ('tau=1', 'tau=0,final=adams'),
     'euler_maruyama': ('diffusion=sde', 'diffusion=sigma'),
@@ -88,46 +91,31 @@ def solver_specs(wanted: list[str], *, learned_variance: bool) -> list[str]:
     return specs
 
 
-def within_budget(make, budget: int) -> tuple[int, np.ndarray, Plan]:
-    """(number of steps, times, plan) with the most steps that take at most `budget` evaluations.
-
-    make: number of steps -> (times, plan). Raises ValueError where no number of steps will do.
-    """
-    num_steps = budget
-    while num_steps > 0:
-        times, plan = make(num_steps)
-        if (over := plan.num_evaluations - budget) <= 0:
-            return num_steps, times, plan
-        num_steps -= max(1, over * num_steps // (4 * plan.num_evaluations))
-    raise ValueError(f'one step takes more than {budget} evaluations')
-
-
 def plan_cases(target: Target, options) -> tuple[list[Case], dict[tuple[str, str, str], list[int]]]:
     """(what can be run, {(grid, solver, reason): budgets} of what cannot)."""
     cases, skipped, learned = [], {}, target.learned_variance
     specs = solver_specs(options.solvers, learned_variance=learned)
     for grid_spec in options.grids:
-        make_grid = component(grids, grid_spec, '--grids', 'schedule', 'num_steps')
         for spec in specs:
-            make_plan = component(solvers, spec, '--solvers', 'schedule', 'grid')
-
-            def make(num_steps, make_grid=make_grid, make_plan=make_plan):
-                times = make_grid(target.schedule, num_steps)
-                return times, make_plan(target.schedule, times)
-
+            make = maker(target.schedule, spec, grid_spec, flags=('--solvers', '--grids'))
             for budget in options.budgets:
+                rows = budget if options.steps else budget // target.calls_per_row
                 try:
-                    case = (
-                        (budget, *make(budget))
-                        if options.steps
-                        else within_budget(make, budget // target.calls_per_row)
-                    )
+                    case = exactly(make, rows) if options.steps else within_budget(make, rows)
                     check_plan(case[-1], target.schedule, target.parameterization, learned_variance=learned)
                 except ValueError as error:
                     skipped.setdefault((grid_spec, spec, ' '.join(str(error).split())), []).append(budget)
                 else:
                     cases.append(Case(grid_spec, spec, budget, *case))
     return cases, skipped
+
+
+def exactly(make, num_steps: int) -> tuple[int, np.ndarray, Plan]:
+    """(number of steps, times, plan). Raises ValueError where the grid is a list of other times."""
+    times, plan = make(num_steps)
+    if len(times) - 1 != num_steps:
+        raise ValueError(f'{len(times)} times make {len(times) - 1} steps')
+    return num_steps, times, plan
 
 
 def num_rows(case: Case) -> int:
@@ -249,17 +237,12 @@ def pictures(out: Path, rows: list[dict], floors: dict[str, float], drawn: list,
         draw_trajectories(out / 'trajectories.png', drawn[0][0].mixture, panels)
 
 
-def values(text: str) -> list[str]:
-    """'a,b' -> [a, b]; where a value holds commas, | separates: 'uniform:start=0.9,end=0.1|karras'."""
-    return [part.strip() for part in text.split('|' if '|' in text else ',') if part.strip()]
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--oracle', help=f'{" or ".join(oracles.__all__)}: exact denoisers; needs no training')
     what.add_argument('--workdir', help='a trained run')
-    parser.add_argument('--grids', type=values, default=GRIDS, help='default: %(default)s')
+    parser.add_argument('--grids', type=values, default=GRIDS, help='or times, [1, 0.5, 0]; default: %(default)s')
     parser.add_argument('--schedules', type=values, default=SCHEDULES, help='of the oracle; default: %(default)s')
     every = 'heun is all its variants, heun:coordinate=t one; | separates where a value holds commas; default: all'
     parser.add_argument('--solvers', type=values, default=[], help=every)

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from command_line import Stop
+from hand_made import stochastic
+from run_measures import Measures, has_test_images
 
 import diffjax
 from diffjax.build import component
@@ -14,17 +17,10 @@ from diffjax.core.parameterizations import EDM, Parameterization
 from diffjax.core.sampling import sample, sample_keys, starting_noise
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan, ddim
-from diffjax.data import read_all
-from diffjax.evaluation import fit_svc, frechet_distance_of_statistics, statistics
-from diffjax.evaluation.features import pixels
 from diffjax.run import balanced_labels, make_sampler, to_output
 
 NUM_DIRECTIONS, REFERENCE_FACTOR = 32, 16  # of the sliced distance: directions; exact samples for each sample
 NUM_TRAJECTORIES = 24  # paths that are kept to be drawn, where the data is a plane
-
-
-class Stop(Exception):
-    """Ends the comparison with one line for the user."""
 
 
 class Case(NamedTuple):
@@ -39,7 +35,7 @@ class Case(NamedTuple):
 
     @property
     def stochastic(self) -> bool:
-        return bool(self.plan.to_x[:, self.plan.to_x.shape[1] - self.plan.num_noises :].any())
+        return stochastic(self.plan)
 
 
 class Target(NamedTuple):
@@ -142,22 +138,20 @@ def workdir_target(options) -> Target:
     """A trained run against its test images."""
     run = diffjax.load(options.workdir)
     experiment, num = run.experiment, options.num_samples
-    if experiment.source.kind != 'image' or experiment.test is None:
+    if not has_test_images(experiment):
         raise Stop(f'{options.workdir} has no test images: the Frechet distance over pixels needs them')
     chunks = -(-num // experiment.sampler.batch_size)
     experiment = replace(experiment, sampler=replace(experiment.sampler, batch_size=-(-num // chunks)))
     sampler, task, objective = make_sampler(experiment), experiment.task, experiment.task.objective
     sampling, labels = experiment.sampling_options(), balanced_labels(num, task.num_classes)
-    train, reference = read_all(experiment.source), statistics(pixels(read_all(experiment.test)['image']))
-    classify = fit_svc(train['image'], train['label']) if experiment.evaluation.classifier == 'svc' else None
+    measures = Measures(experiment)
 
     def draw(plan):
         return to_output(experiment, sampler(run.params, plan, labels, **sampling, seed=options.seed))
 
     def measure(case, images):
-        error = frechet_distance_of_statistics(statistics(pixels(images)), reference)
-        extra = {} if classify is None else {'class_accuracy': float(np.mean(classify(images) == labels))}
-        return {'error': error, 'error_kind': 'frechet', **extra}
+        figures = measures(images, labels)
+        return {'error': figures.pop('frechet_distance'), 'error_kind': 'frechet', **figures}
 
     return Target(
         name=type(objective.schedule).__name__.lower(),
@@ -168,5 +162,5 @@ def workdir_target(options) -> Target:
         measure=measure,
         calls_per_row=1 if sampling['guidance'] is None else 2,
         count_traces=lambda: sampler.num_traces,
-        floor=frechet_distance_of_statistics(statistics(pixels(train['image'][:num])), reference),
+        floor=measures.of_real(num),
     )

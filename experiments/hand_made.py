@@ -4,11 +4,14 @@ What stands in the tables are the settings that are methods of their own; a solv
 defaults. Whatever a module's `__all__` names is there, so that a new solver takes part unasked.
 """
 
+import ast
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from diffjax.build import component
+import numpy as np
+
+from diffjax.build import ConfigError, component
 from diffjax.core import grids, solvers
 from diffjax.core.parameterizations import Parameterization
 from diffjax.core.sampling import check_plan
@@ -94,12 +97,52 @@ def longest(
     schedule: Schedule, parameterization: Parameterization, solver: str, grid: str, num_evaluations: int
 ) -> HandMade:
     """Raises ValueError where the solver cannot be run there, or has no end point because it draws noise."""
-    for num_steps in range(num_evaluations, 0, -1):
-        times = component(grids, grid, '--grid', 'schedule', 'num_steps')(schedule, num_steps)
-        plan = component(solvers, solver, '--solver', 'schedule', 'grid')(schedule, times)
-        if plan.num_evaluations <= num_evaluations:
-            check_plan(plan, schedule, parameterization, learned_variance=False)
-            if stochastic(plan):
-                raise ValueError(NOISY)
-            return HandMade(solver, grid, num_steps, plan)
-    raise ValueError(f'more than {num_evaluations} network calls, however few the steps')
+    num_steps, _, plan = within_budget(maker(schedule, solver, grid), num_evaluations)
+    check_plan(plan, schedule, parameterization, learned_variance=False)
+    if stochastic(plan):
+        raise ValueError(NOISY)
+    return HandMade(solver, grid, num_steps, plan)
+
+
+def maker(
+    schedule: Schedule, solver: str, grid: str, *, flags: tuple[str, str] = ('--solver', '--grid')
+) -> Callable[[int], tuple[np.ndarray, Plan]]:
+    """number of steps -> (times, plan). A grid may be a list of times, which has its own number of steps.
+
+    flags: what a mistake is told of. Raises ConfigError where a name or an option is none.
+    """
+    if listed := grid.startswith(('[', '(')):
+        grid = {'name': 'times', 'values': _times(grid, flags[1])}
+    make_grid = component(grids, grid, flags[1], 'schedule', 'num_steps')
+    make_plan = component(solvers, solver, flags[0], 'schedule', 'grid')
+
+    def make(num_steps):
+        times = make_grid(schedule, len(grid['values']) - 1 if listed else num_steps)
+        return times, make_plan(schedule, times)
+
+    return make
+
+
+def _times(text: str, flag: str) -> Sequence[float]:
+    try:
+        given = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        given = None
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f'{flag}: a list of times is written [1, 0.5, 0], got {text}')
+    return given
+
+
+def within_budget(make: Callable[[int], tuple[np.ndarray, Plan]], budget: int) -> tuple[int, np.ndarray, Plan]:
+    """(number of steps, times, plan) with the most steps that take at most `budget` evaluations.
+
+    make: see `maker`. Raises ValueError where no number of steps will do.
+    """
+    num_steps, least = budget, 1
+    while num_steps > 0:
+        times, plan = make(num_steps)
+        if (over := plan.num_evaluations - budget) <= 0:
+            return len(times) - 1, times, plan
+        least = len(times) - 1
+        num_steps -= max(1, over * num_steps // (4 * plan.num_evaluations))
+    raise ValueError(f'{"one step takes" if least == 1 else f"{least} steps take"} more than {budget} evaluations')

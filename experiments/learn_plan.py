@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging as absl_logging
+from command_line import Stop, values
 from hand_made import HandMade, hand_made_plans, longest
 from plan_learning import Distances, Learned, Problem, Settings, common_size, learn
 from plan_problems import RunProblem, oracle_problem, run_problem, sample_figures
@@ -52,10 +53,6 @@ DEFAULTS = {
 }
 NUM_FINALISTS, NUM_SHOWN = 16, 5  # hand-made plans measured on all starts; shown in the report
 TOLERANCE = 0.01  # relative, between an error and the same through the file
-
-
-class Stop(Exception):
-    """Ends the study with one line for the user."""
 
 
 class Cell(NamedTuple):
@@ -130,13 +127,14 @@ def measured(distances: Distances, problem: Problem, plan, solver: str, grid: st
     }
 
 
-def save(cell: Cell, options) -> Path:
+def save(cell: Cell, options, run: RunProblem | None) -> Path:
     """plan.json, plan.png and learning.png."""
     problem, learned, path = cell.problem, cell.learned, cell.folder / 'plan.json'
     cell.folder.mkdir(parents=True, exist_ok=True)
     figures = {key: cell.rows[0][key] for key in ('train_rms', 'held_out_rms', 'held_out_median')}
     notes = {
         'learned on': options.oracle or str(options.workdir),
+        'sampler': run.sampler_settings() if run else {},
         'best hand-made': {
             'solver': cell.best.solver,
             'grid': cell.best.grid,
@@ -219,7 +217,7 @@ def learn_plans(options) -> list[dict[str, Any]]:
         for num in options.num_evaluations:
             folder = out / f'{problem.name}-{num}' if several else out
             cells.append(study(problem, num, folder, options))
-            path = save(cells[-1], options)
+            path = save(cells[-1], options, run)
             checks.append(f'{path}: {check_file(cells[-1], path, run):.4g}')
             rows += [{'at_most': num} | row for row in cells[-1].rows]
     if run:
@@ -248,14 +246,10 @@ def learn_plans(options) -> list[dict[str, Any]]:
     return rows
 
 
-def values(text: str) -> list[str]:
-    return [part.strip() for part in text.split('|' if '|' in text else ',') if part.strip()]
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--oracle', choices=oracles.__all__, help='an exact denoiser; needs no training')
+    what.add_argument('--oracle', help=f'{" or ".join(oracles.__all__)}: exact denoisers; needs no training')
     what.add_argument('--workdir', help='a trained run')
     parser.add_argument('--schedules', type=values, default=['flow'], help='of the oracle; default: flow')
     parser.add_argument('--num_evaluations', type=values, default=['6'], help='such as 4,6,8,10; default: 6')
@@ -272,7 +266,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of starts, labels and minibatches; default: 0')
     parser.add_argument('--out', default='runs/learn_plan', help='default: %(default)s')
     options = parser.parse_args(argv)
-    for name, value in DEFAULTS[options.oracle or 'run'].items():
+    kind = 'run' if options.workdir else options.oracle.partition(':')[0].strip()
+    for name, value in DEFAULTS.get(kind, DEFAULTS['gmm64']).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     numbers = [options.num_train, options.num_held_out, options.num_screened, options.batch_size]

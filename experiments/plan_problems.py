@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from plan_learning import Problem, Starts
+from run_measures import Measures, has_test_images
 
 import diffjax
 from diffjax.build import build_plan, component
@@ -21,9 +22,6 @@ from diffjax.core import oracles, schedules
 from diffjax.core.parameterizations import EDM
 from diffjax.core.sampling import sample, sample_keys, starting_noise
 from diffjax.core.solvers import Plan
-from diffjax.data import read_all
-from diffjax.evaluation import fit_svc, frechet_distance_of_statistics, statistics
-from diffjax.evaluation.features import pixels
 from diffjax.run import Run, balanced_labels, to_output
 
 REFERENCE_SOLVER, REFERENCE_STEPS = 'heun:coordinate=angle', 100
@@ -38,7 +36,7 @@ def split(keys: jax.Array, labels: np.ndarray, ends: np.ndarray, num_train: int)
 
 def oracle_problem(name: str, options: Any) -> Problem:
     """An exact denoiser in float64."""
-    schedule, mixture = component(schedules, name, '--schedules')(), getattr(oracles, options.oracle)()
+    schedule, mixture = component(schedules, name, '--schedules')(), component(oracles, options.oracle, '--oracle')()
     denoiser, shape, num = mixture.denoiser(schedule), mixture.means.shape[1:], options.num_train + options.num_held_out
 
     def draw(params, plan, keys, labels):
@@ -81,6 +79,11 @@ class RunProblem(NamedTuple):
         """The same with `sampler.solver=PATH`."""
         settings = replace(self.run.experiment.sampler, solver=path)
         return self.sampled(build_plan(settings, self.run.experiment.task))
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """What of the config's sampler, beside the plan, the end points hang on."""
+        sampler = self.run.experiment.sampler
+        return {'guidance': sampler.guidance} | sampler.chosen
 
     def about_the_reference(self) -> str:
         """What the end points are, and how near to the flow's."""
@@ -132,18 +135,12 @@ def sample_figures(run: Run, plans: dict[str, Plan], seed: int) -> dict[str, dic
     Their noise is of another seed than the starts'. {} where the run has no test images.
     """
     experiment = run.experiment
-    if experiment.source.kind != 'image' or experiment.test is None or not experiment.evaluation.num_samples:
+    if not has_test_images(experiment) or not experiment.evaluation.num_samples:
         return {}
     labels = balanced_labels(experiment.evaluation.num_samples, experiment.task.num_classes)
-    train, test = read_all(experiment.source), statistics(pixels(read_all(experiment.test)['image']))
-    real = frechet_distance_of_statistics(statistics(pixels(train['image'])), test)
-    classify = fit_svc(train['image'], train['label']) if experiment.evaluation.classifier == 'svc' else None
-    figures = {}
+    measures, figures = Measures(experiment), {}
     for name, plan in plans.items():
         x = run.sampler(run.params, plan, labels, **experiment.sampling_options(), seed=seed)
-        images = to_output(experiment, x)
-        distance = frechet_distance_of_statistics(statistics(pixels(images)), test)
-        figures[name] = {'frechet_distance': distance, 'frechet_ratio': distance / real}
-        if classify is not None:
-            figures[name]['class_accuracy'] = float(np.mean(classify(images) == labels))
+        found = measures(to_output(experiment, x), labels)
+        figures[name] = found | {'frechet_ratio': found['frechet_distance'] / measures.of_real()}
     return figures

@@ -129,13 +129,44 @@ def test_the_distribution_distance_is_zero_for_equal_quantiles_and_sees_a_shift(
     assert distance(x + np.array([3.0, 0.0])) == pytest.approx(3 / np.sqrt(2), rel=0.15)
 
 
+def test_a_grid_may_be_a_list_of_times(experiment, tmp_path):
+    """Beside a named one, at its own number of steps; budgets and steps that it does not fit are said."""
+    main = experiment('compare_samplers').main
+    arguments = ['--oracle=gmm2d', '--schedules=flow', '--solvers=ddim:eta=0,heun:coordinate=t', '--num_samples=16']
+    rows = main([*arguments, '--grids=[1.0, 0.6, 0.2, 0.0],uniform', '--evaluations=4,9', f'--out={tmp_path}'])
+    listed = [row for row in rows if row['grid'].startswith('[')]
+    assert {(row['solver'], row['budget'], row['num_steps'], row['num_evaluations']) for row in listed} == {
+        ('ddim:eta=0', 4, 3, 3),
+        ('ddim:eta=0', 9, 3, 3),
+        ('heun:coordinate=t', 9, 3, 5),
+    }
+    assert {row['num_steps'] for row in rows if row['grid'] == 'uniform'} == {2, 4, 5, 9}
+    assert '3 steps take more than 4 evaluations' in (tmp_path / 'report.md').read_text()
+    rows = main([*arguments, '--grids=(1, 0.6, 0)|uniform', '--steps=2,3', f'--out={tmp_path}'])
+    assert {(row['grid'], row['num_steps']) for row in rows} == {('(1, 0.6, 0)', 2), ('uniform', 2), ('uniform', 3)}
+    assert 'at 3 steps: 3 times make 2 steps' in (tmp_path / 'report.md').read_text()
+
+
+def test_values_on_the_command_line(experiment):
+    values = experiment('command_line').values
+    assert values('ddim, heun') == ['ddim', 'heun']
+    assert values('a:b=1,c=2|d') == ['a:b=1,c=2', 'd']
+    assert values('[1, 0.5, 0],uniform') == values('[1, 0.5, 0]|uniform') == ['[1, 0.5, 0]', 'uniform']
+    assert values('') == []
+
+
 def test_mistakes_are_one_line(experiment, tmp_path):
     main = experiment('compare_samplers').main
     for arguments, message in (
         (['--oracle=gmm2d', '--solvers=heum'], 'did you mean heun'),
         (['--oracle=gmm2d', '--grids=log'], 'valid: '),
+        (['--oracle=gmm2d', '--grids=[1, 0.5'], r'a list of times is written \[1, 0.5, 0\], got \[1, 0.5'),
+        (['--oracle=gmm2d', '--grids=[0.5, 1]', '--schedules=flow'], 'two times that fall within'),
         ([f'--workdir={tmp_path}'], 'holds no run'),
-        (['--oracle=gmm2d', '--solvers=ddim:eta=3', '--schedules=flow'], 'eta lies in'),
+        (
+            ['--oracle=gmm2d', '--solvers=ddim:eta=3', '--schedules=flow'],
+            "ddim's eta is a number from 0 on and at most 1",
+        ),
     ):
         with pytest.raises(SystemExit, match='error: .*' + message) as caught:
             main([*arguments, '--num_samples=4', f'--out={tmp_path / "out"}'])

@@ -173,6 +173,19 @@ def test_distances_fill_up_the_last_chunk_and_cut_it(experiment):
     np.testing.assert_array_equal(few, all_of_them[:40])
 
 
+def test_another_mixture_is_an_oracle_too(experiment):
+    """gmm64:seed=3 has the sizes of gmm64, and end points of its own."""
+    options = experiment('learn_plan').parse(['--oracle=gmm64:seed=3', '--num_held_out=2'])
+    assert (options.num_train, options.num_held_out) == (4096, 2)
+    options.num_train = 3
+    problem = experiment('plan_problems').oracle_problem('flow', options)
+    with jax.enable_x64(True):
+        eps = np.asarray(starting_noise(SimpleNamespace(start=(0.0, 1.0)), sample_keys(jax.random.key(0), 5), (64,)))
+    ends = oracles.gmm64(seed=3).flow(schedules.Flow(), eps, 1.0, 0.0, tolerance=1e-9)
+    np.testing.assert_allclose(problem.train.ends, ends[:3], atol=1e-6)
+    np.testing.assert_allclose(problem.held_out.ends, ends[3:], atol=1e-6)
+
+
 # The hand-made ones.
 
 
@@ -213,7 +226,8 @@ def test_a_plan_for_a_trained_run(experiment, trained, tmp_path, monkeypatch):
     assert rows[0]['grid'] == 'from ddim on karras' and rows[0]['train_rms'] < 0.9 * start['train_rms']
     report = (tmp_path / 'report.md').read_text()
     assert 'class_accuracy' in report and 'learned, 3 evaluations' in report and 'reference, 39 evaluations' in report
-    assert json.loads((tmp_path / 'plan.json').read_text())['schedule'] == {'name': 'Flow'}
+    data = json.loads((tmp_path / 'plan.json').read_text())
+    assert data['schedule'] == {'name': 'Flow'} and data['notes']['sampler'] == {'guidance': 1.0}
 
 
 @pytest.mark.usefixtures('fast_compilation')
@@ -235,6 +249,7 @@ def test_mistakes_are_one_line(experiment, tmp_path):
     main = experiment('learn_plan').main
     for arguments, message in (
         (['--oracle=gmm2d', '--schedules=flaw'], 'did you mean Flow'),
+        (['--oracle=gmm3d'], 'did you mean gmm2d'),
         (['--oracle=gmm2d', '--against_solvers=ddpm'], 'no solver makes a plan of 6 evaluations: draws noise'),
         (['--oracle=gmm2d', '--solver=heum', *AGAINST], 'did you mean heun'),
         (['--oracle=gmm2d', '--solver=ddpm', *AGAINST], 'draws noise'),
