@@ -63,11 +63,26 @@ def sample(
     Returns:
         (x after the last row, what was saved or None).
     """
-    num_noises, num_remembered = plan.num_noises, plan.num_remembered
     rows = {name: column for name, column in plan._asdict().items() if name != 'start'}
     rows = {name: jnp.asarray(c, bool if c.dtype == bool else x.dtype) for name, c in rows.items()}
     rows['number'] = jnp.arange(len(plan.t))
     keep = save or (lambda x, t: ())
+    follow = _follower(denoiser, plan.num_remembered, plan.num_noises, cond, keys, project, keep)
+
+    def skip(carry, row):
+        shapes = jax.eval_shape(keep, carry[0], row['t'])
+        return carry, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(carry, row):
+        return jax.lax.cond(row['live'], follow, skip, carry, row)
+
+    carry = x, x, jnp.zeros((plan.num_remembered, *x.shape), x.dtype), denoiser.init(x, cond)
+    (x, *_), saved = jax.lax.scan(body, carry, rows)
+    return x, saved if save else None
+
+
+def _follower(denoiser: Denoiser, num_remembered: int, num_noises: int, cond: PyTree, keys: Array, project, keep):
+    """(carry, row of the plan) -> (carry, what is kept of it); carry: x, anchor, history, the denoiser's state."""
 
     def follow(carry, row):
         x, anchor, memory, state = carry
@@ -85,16 +100,7 @@ def sample(
         new_x = new_x if project is None else project(new_x, row['number'])
         return (new_x, anchor, memory, state), keep(new_x, row['t'])
 
-    def skip(carry, row):
-        shapes = jax.eval_shape(keep, carry[0], row['t'])
-        return carry, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def body(carry, row):
-        return jax.lax.cond(row['live'], follow, skip, carry, row)
-
-    carry = x, x, jnp.zeros((num_remembered, *x.shape), x.dtype), denoiser.init(x, cond)
-    (x, *_), saved = jax.lax.scan(body, carry, rows)
-    return x, saved if save else None
+    return follow
 
 
 def _noise(row: dict, j: int, keys: Array, x: Array, variance: Array | None) -> Array:

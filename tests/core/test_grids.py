@@ -293,7 +293,10 @@ def test_bad_options_are_refused():
         (lambda: grids.shifted(FLOW, 5, shift=0.0), 'a shift is a number above 0, got 0.0'),
         (lambda: grids.shifted(FLOW, 5, low=1.0), "shifted's low lies below 1, got 1.0"),
         (lambda: grids.dynamic_shift(FLOW, 5, num_tokens=0), "dynamic_shift's num_tokens is a number from 1 on, got 0"),
-        (lambda: grids.dynamic_shift(FLOW, 5, base_tokens=4096), 'base_tokens and max_tokens are two numbers, got 4096 twice'),
+        (
+            lambda: grids.dynamic_shift(FLOW, 5, base_tokens=4096),
+            'base_tokens and max_tokens are two numbers, got 4096 twice',
+        ),
         (lambda: grids.beta(FLOW, 5, alpha=0.0), "beta's alpha is a number above 0, got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
