@@ -36,25 +36,31 @@ _FIGURES = {
         'Frechet distance',
         '.4g',
         'lower',
-        'between the samples and the real test images',
+        'between the samples and the real test images, or the reference where one is named, in the features named',
         'frechet_distance_train',
+    ),
+    'spatial_frechet_distance': _Figure(
+        'spatial Frechet distance', '.4g', 'lower', 'the same over features that keep their place in the image: sFID'
+    ),
+    'inception_score': _Figure(
+        'Inception Score', '.4g', 'higher', 'how sure of a class Inception is of each sample, and unsure over all'
     ),
     'frechet_ratio': _Figure(
         'Frechet ratio',
         '.3f',
         'lower',
-        'the distance above divided by that of the real train images to the same test images',
+        'the Frechet distance divided by that of the real train images to the same test images',
         1.0,
     ),
     'precision': _Figure(
         'precision',
         '.3f',
         'higher',
-        'samples that lie among the train images, within the reach of their nearest neighbours: realism',
+        'samples that lie among the real images, within the reach of their nearest neighbours: realism',
         'precision_real',
     ),
     'recall': _Figure(
-        'recall', '.3f', 'higher', 'train images that lie among the samples in the same sense: variety', 'recall_real'
+        'recall', '.3f', 'higher', 'real images that lie among the samples in the same sense: variety', 'recall_real'
     ),
     'memorised_fraction': _Figure(
         'memorised',
@@ -126,11 +132,11 @@ def evaluate_samples(
             f'nearest_ratio_median{suffix}': float(np.median(ratios)),
         }
     if labels is not None and classifier is not None:
-        figures |= _class_figures(images, labels, train, test, classifier)
+        figures |= class_figures(images, labels, train, test, classifier)
     return figures
 
 
-def _class_figures(images, labels, train, test, classifier) -> dict[str, Any]:
+def class_figures(images, labels, train, test, classifier) -> dict[str, Any]:
     classify = fit_svc(train['image'], train['label'], **classifier)
     accuracy = class_accuracy(classify(images), labels)
     return {
@@ -197,6 +203,13 @@ def _figure_table(figures: Mapping[str, Any]) -> str:
         if key not in _FIGURES and key not in _HIDDEN:
             rows.append({'figure': key.replace('_', ' '), 'samples': f'**{_text(value)}**'})
     return markdown_table(rows)
+
+
+def figure_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The figures as lines for a terminal: those that have a name by it, then the others as they are."""
+    known = {key: format(figures[key], figure.style) for key, figure in _FIGURES.items() if key in figures}
+    lines = [f'{_FIGURES[key].name}: {text}' for key, text in known.items()]
+    return lines + [f'{key.replace("_", " ")}: {_text(value)}' for key, value in figures.items() if key not in known]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

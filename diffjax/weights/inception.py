@@ -6,15 +6,20 @@ That file is a pickle, which can run whatever it likes when it is opened. It bec
     safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, 'inception.safetensors')
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from diffjax.core.types import PyTree
 from diffjax.nets.inception import SIZE, unit_names
-from diffjax.weights.architecture import Architecture
+from diffjax.weights.architecture import Architecture, WeightsError
+from diffjax.weights.engine import check_names, expected_shapes, import_tensors
 from diffjax.weights.rules import CONV, LINEAR, Leaf, array
+from diffjax.weights.tensors import TensorFile
 
 COUNTER = '.num_batches_tracked'  # of training; some copies hold it, none needs it
 
@@ -38,3 +43,23 @@ ARCHITECTURE = Architecture(
     table=table,
     inputs=lambda options: (jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.uint8),),
 )
+
+
+def open_weights(path: str | os.PathLike) -> Callable[[], PyTree]:
+    """A function that reads the parameters of `nets.Inception` from a safetensors file.
+
+    Names and shapes are checked at once, in the file's header. Raises WeightsError, in one line, for what is no such
+    file, a pickle included.
+    """
+    path = Path(path)
+    if path.is_file():
+        with open(path, 'rb') as file:
+            if file.read(2) in (b'PK', b'\x80\x02'):  # PyTorch's archives, and its older bare pickles
+                raise WeightsError(
+                    f'{path} is a pickle, which can run whatever it likes when it is opened; '
+                    'two lines in diffjax/weights/inception.py make safetensors of it'
+                )
+    file = TensorFile(path)
+    shapes = {name: spec.shape for name, spec in file.specs.items() if not name.endswith(COUNTER)}
+    check_names(ARCHITECTURE.class_name, shapes, expected_shapes(ARCHITECTURE, {}))
+    return lambda: import_tensors(ARCHITECTURE, {}, {name: file[name] for name in shapes})
