@@ -5,6 +5,8 @@ the process that began the session.
 """
 
 import contextlib
+import copy
+import hashlib
 import os
 import runpy
 import shutil
@@ -79,6 +81,85 @@ def get_config():
         return runpy.run_path(str(ROOT / 'configs' / f'{name}.py'))['get_config'](argument)
 
     return get
+
+
+@pytest.fixture
+def config(get_config):
+    """The smallest config there is, as plain data."""
+    return get_config('digits', 'smoke').to_dict()
+
+
+@pytest.fixture(scope='session')
+def changed():
+    """(config, 'a.b', value) -> the config with config[a][b] = value; a value of None removes the key."""
+
+    def change(config, key, value):
+        config = copy.deepcopy(config)
+        *sections, last = key.split('.')
+        node = config
+        for name in sections:
+            node = node[name]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+        return config
+
+    return change
+
+
+@pytest.fixture(scope='session')
+def snapshot():
+    """folder -> {file: its time and digest}."""
+
+    def take(folder):
+        return {
+            str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in Path(folder).rglob('*')
+            if path.is_file()
+        }
+
+    return take
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """(*words) -> (exit code, stdout, stderr) of the command, run inside this process on eight devices."""
+    import jax
+
+    from diffjax import main as program
+    from diffjax.command import FLAGS, parse
+
+    def run(*words):
+        for name in [name for name in FLAGS if name.partition('.')[0] == 'config']:
+            delattr(FLAGS, name)
+        for name in ('workdir', 'mode', 'labels', 'num_samples', 'seed', 'out', 'coordinator'):
+            FLAGS[name].unparse()
+        FLAGS.unparse_flags()
+        monkeypatch.setattr(sys, 'argv', ['diffjax.main', *words])  # where ml_collections looks for overrides
+        capsys.readouterr()
+        try:
+            program.main(parse(sys.argv))
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    monkeypatch.chdir(ROOT)
+    filtering = jax.config.jax_traceback_filtering
+    yield run
+    jax.config.update('jax_traceback_filtering', filtering)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    from diffjax.training.loop import Trainer
+
+    def train(*args, **kwargs):
+        raise AssertionError('it began to train')
+
+    monkeypatch.setattr('diffjax.training.loop.train', train)
+    monkeypatch.setattr(Trainer, 'step', train)
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,200 @@
+"""The command in real processes, one device each: whole runs, killed runs, stopped runs, and two processes as one."""
+
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures('fast_compilation')
+ROOT = Path(__file__).parents[1]
+DIGITS = f'--config={ROOT}/configs/digits.py:smoke'
+
+STEPS = 40
+OPTIONS = (
+    f'--config.training.num_steps={STEPS}',
+    '--config.training.log_every_steps=5',
+    '--config.training.checkpoint_every_steps=7',
+    '--config.evaluation.num_samples=20',
+    '--config.evaluation.noise_levels=1',
+    '--config.network.depth=1',
+)
+
+
+def start(workdir, *options):
+    environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
+    words = [sys.executable, '-m', 'diffjax.main', DIGITS, f'--workdir={workdir}', *OPTIONS, *options]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return out, err
+
+
+def rows(workdir):
+    """{step: row} of metrics.csv as it stands there, without the column that depends on the clock."""
+    with open(Path(workdir) / 'metrics.csv', newline='') as file:
+        found = list(csv.DictReader(file))
+    assert len({row['step'] for row in found}) == len(found)
+    return {int(row['step']): {k: v for k, v in row.items() if k != 'steps_per_second'} for row in found}
+
+
+def final_state(workdir):
+    """{path: bytes} of the last checkpoint, read by Orbax alone."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(Path(workdir).absolute() / 'checkpoints') as manager:
+        assert manager.latest_step() == STEPS
+        state = manager.restore(STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+
+    def read(leaf):
+        is_key = isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {jax.tree_util.keystr(path): read(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A run that nobody disturbed: (workdir, what it said)."""
+    workdir = tmp_path_factory.mktemp('whole') / 'run'
+    return workdir, finish(start(workdir))
+
+
+def test_the_command_leaves_a_whole_run(whole, command, no_training, snapshot):
+    """And the same command again says that there is nothing to do."""
+    workdir, (out, err) = whole
+    for text in ('device: 1 x cpu', 'mesh: data 1 x fsdp 1', 'parameters: ', 'FLOPs per step', 'class accuracy'):
+        assert text in out
+    assert 'ETA' in err and f'step {STEPS}/{STEPS}' in err
+    names = {path.name for path in workdir.iterdir()}
+    assert {
+        'checkpoints',
+        'tensorboard',
+        'metrics.csv',
+        'config.json',
+        'samples.png',
+        'samples.npz',
+        'report.md',
+    } <= names
+    assert list(rows(workdir)) == list(range(5, STEPS + 1, 5))
+    assert sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir()) == [28, 35, 40]
+    stored = np.load(workdir / 'samples.npz')
+    assert stored['images'].shape == (20, 8, 8, 1) and np.bincount(stored['labels']).tolist() == [2] * 10
+
+    before = snapshot(workdir)
+    code, out, _ = command(DIGITS, f'--workdir={workdir}', *OPTIONS)
+    assert code == 0 and f'{workdir} is finished ({STEPS} steps), nothing was trained again' in out
+    assert snapshot(workdir) == before
+
+
+def wait_for(process, condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < end, 'it never came to that'
+        time.sleep(0.001)
+    return True
+
+
+def names_in(folder):
+    return [path.name for path in Path(folder).iterdir()] if Path(folder).is_dir() else []
+
+
+def test_killed_at_any_moment_it_ends_the_same(whole, tmp_path):
+    """While a checkpoint is written, and at random moments: the same command goes on each time."""
+    workdir, seed = tmp_path / 'run', random.randrange(10**6)
+    print('seed of the moments:', seed)
+    rng = random.Random(seed)
+    checkpoints = workdir / 'checkpoints'
+
+    def writing(above):
+        """Whether a checkpoint of a step above this one is under way."""
+        return lambda: any('tmp' in name and int(name.split('.')[0]) > above for name in names_in(checkpoints))
+
+    def reached(step):
+        return lambda: (workdir / 'metrics.csv').exists() and f'\n{step},' in (workdir / 'metrics.csv').read_text()
+
+    killed = 0
+    for moment, delay in (
+        (writing(0), 0.0),
+        (reached(20), rng.uniform(0, 0.1)),
+        (writing(21), rng.uniform(0, 0.03)),
+        (lambda: True, rng.uniform(0.5, 4.0)),
+    ):
+        process = start(workdir)
+        alive = wait_for(process, moment)
+        time.sleep(delay)
+        killed += alive and process.poll() is None
+        process.kill()
+        process.communicate()
+    assert killed >= 3
+    finish(start(workdir))
+    assert rows(workdir) == rows(whole[0])
+    assert same(final_state(workdir), final_state(whole[0]))
+    np.testing.assert_array_equal(*(np.load(folder / 'samples.npz')['images'] for folder in (workdir, whole[0])))
+
+
+def test_sigterm_saves_and_exits_with_zero(whole, tmp_path):
+    workdir = tmp_path / 'run'
+    process = start(workdir)
+    assert wait_for(
+        process, lambda: (workdir / 'metrics.csv').exists() and '\n5,' in (workdir / 'metrics.csv').read_text()
+    )
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process)
+    assert 'stopped by SIGTERM at step ' in out
+    step = int(out.split('stopped by SIGTERM at step ')[1].split(',')[0])
+    assert str(step) in names_in(workdir / 'checkpoints')
+    out, _ = finish(start(workdir))
+    assert f'going on from checkpoint {step}' in out
+    assert rows(workdir) == rows(whole[0]) and same(final_state(workdir), final_state(whole[0]))
+
+
+def test_two_processes_train_as_one(whole, tmp_path):
+    """Parameters split across both processes; stopped together by a signal to one of them, and gone on."""
+    workdir = tmp_path / 'run'
+
+    def pair():
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            port = free.getsockname()[1]
+        options = (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=2')
+        return [start(workdir, *options, f'--process_id={i}') for i in range(2)]
+
+    first = pair()
+    assert wait_for(
+        first[0], lambda: (workdir / 'metrics.csv').exists() and '\n5,' in (workdir / 'metrics.csv').read_text()
+    )
+    first[1].send_signal(signal.SIGTERM)
+    (out, _), (silent, quiet) = [finish(process) for process in first]
+    step = int(out.split('stopped by SIGTERM at step ')[1].split(',')[0])
+    assert step % 5 == 0 and str(step) in names_in(workdir / 'checkpoints')  # they ask each other at rows
+    assert 'device: 2 x cpu' in out and 'mesh: data 1 x fsdp 2' in out
+    assert 'step ' not in silent and 'step ' not in quiet  # the second process writes nothing
+
+    (out, _), (silent, _) = [finish(process) for process in pair()]
+    assert f'going on from checkpoint {step}' in out and 'class accuracy' in out
+    one, two = rows(whole[0]), rows(workdir)
+    assert list(one) == list(two)
+    for row in one:
+        np.testing.assert_allclose(float(two[row]['loss']), float(one[row]['loss']), rtol=1e-3)
+    assert len(list((workdir / 'tensorboard').iterdir())) == 2  # one file for each start
+    assert np.load(workdir / 'samples.npz')['images'].shape == (20, 8, 8, 1)
+    assert json.loads((workdir / 'figures.json').read_text())['step'] == STEPS
