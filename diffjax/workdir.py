@@ -17,6 +17,7 @@ FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
         'keep_checkpoints',
         'num_microbatches',
         'ema_snapshot_every_steps',
+        'init_from',
     ),
     'dataset': ('data_dir',),
     'mesh': ('data', 'fsdp'),

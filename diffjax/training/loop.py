@@ -36,6 +36,7 @@ log = logging.getLogger('diffjax')
 class Settings:
     """How long and how: the `training` section of a config.
 
+    `init_from` is a folder that `python -m diffjax.weights import` wrote: the parameters to start from; '' draws them.
     `ema` names the averages of the parameters: each a decay, or an entry of `training.averages`. Every
     `ema_snapshot_every_steps` steps, and at the end, the power averages among them are kept for `--mode=ema`; 0: never.
     """
@@ -48,6 +49,7 @@ class Settings:
     keep_checkpoints: int = 3
     ema: dict[str, float | Average] = field(default_factory=lambda: {'ema': 0.9999})
     ema_snapshot_every_steps: int = 0
+    init_from: str = ''
 
     def __post_init__(self):
         for name in ('num_steps', 'batch_size', 'num_microbatches', 'log_every_steps', 'checkpoint_every_steps'):
@@ -89,12 +91,15 @@ class Trainer:
         check_batch(self.settings.batch_size, self.settings.num_microbatches, self.mesh)
 
     def init(self, raw: PyTree) -> tuple[Callable[[], TrainState], PyTree, PyTree]:
-        """(function that makes the state at step 0 in place, its shapes, its shardings). raw: a batch or its shapes."""
+        """(function that makes the state at step 0 in place, its shapes, its shardings). raw: a batch or its shapes.
+
+        The function draws the parameters, or takes them: make(params).
+        """
         prepared = jax.eval_shape(self.prepare, raw, jax.random.key(0))
 
-        def make():
+        def make(params=None):
             batch = jax.tree.map(lambda s: jax.numpy.zeros((1, *s.shape[1:]), s.dtype), prepared)
-            return init_state(self.task, self.optimizer, self.settings.ema, batch, self.seed)
+            return init_state(self.task, self.optimizer, self.settings.ema, batch, self.seed, params)
 
         shapes = jax.eval_shape(make)
         shardings = state_shardings(self.mesh, shapes)
@@ -118,11 +123,19 @@ class Trainer:
         )
 
 
-def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Callable[[str], None] = print) -> Result:
+def train(
+    trainer: Trainer,
+    iterator: Iterator,
+    workdir: Path,
+    *,
+    params: PyTree = None,
+    announce: Callable[[str], None] = print,
+) -> Result:
     """Trains to the end, or from where the workdir's newest checkpoint stands.
 
     Args:
         iterator: a Grain iterator of raw batches (this process's part of each), whose position is checkpointed.
+        params: where a run without a checkpoint starts; None draws them.
         announce: is told what a person wants to see before the bar starts.
 
     Raises:
@@ -135,7 +148,7 @@ def train(trainer: Trainer, iterator: Iterator, workdir: Path, *, announce: Call
     make, shapes, shardings = trainer.init(raw)
     checkpoints = Checkpoints(Path(workdir) / 'checkpoints', settings.keep_checkpoints)
     restored = checkpoints.restore_newest(abstract(shapes, shardings), iterator)
-    state, step, notes = restored or (make(), 0, {})
+    state, step, notes = restored or (make(params), 0, {})
     if step >= settings.num_steps:
         checkpoints.close()
         announce(f'all {step} steps have been trained before')

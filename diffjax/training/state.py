@@ -23,12 +23,18 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, profiles: dict[str, float | Average], batch: PyTree, seed: int
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    profiles: dict[str, float | Average],
+    batch: PyTree,
+    seed: int,
+    params: PyTree = None,
 ) -> TrainState:
-    """The state at step 0, for batches like `batch` (as they reach the task)."""
+    """The state at step 0, for batches like `batch` (as they reach the task). params: given ones; None draws them."""
     key = jax.random.key(seed)
     init_key, train_key = jax.random.split(key)
-    params, task_state = task.init(init_key, batch)
+    drawn, task_state = task.init(init_key, batch)
+    params = drawn if params is None else params
     ema = {name: jax.tree.map(jnp.copy, params) for name in profiles}
     return TrainState(jnp.int32(0), params, task_state, optimizer.init(params), ema, train_key)
 

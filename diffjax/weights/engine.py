@@ -73,14 +73,7 @@ def export_leaves(
     rows = _rows(architecture, options)
     check_names(architecture.network, shapes, {leaf.ours: ours.shape for leaf, ours in rows})
     for leaf, _ in rows:
-        a = np.asarray(leaves[leaf.ours])
-        if leaf.value is not None:
-            _check_constant(leaf.ours, a, leaf.value())
-            continue
-        for i, part in enumerate(_split(a, leaf)):
-            theirs = np.asarray(leaf.layout.to_theirs(part), order='C')
-            for names in (leaf.theirs, *leaf.copies):
-                yield names[i], theirs
+        yield from _export_leaf(leaf, leaves)  # whose variables are gone before the next is read
     yield from architecture.constants(options).items()
 
 
@@ -192,6 +185,17 @@ def _sizes(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
     if len(sizes) != len(leaf.theirs) or sum(sizes) != shape[-1]:
         raise WeightsError(f'{leaf.ours} of shape {list(shape)} does not split into {len(leaf.theirs)} of {sizes}')
     return sizes
+
+
+def _export_leaf(leaf: Leaf, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    a = np.asarray(leaves[leaf.ours])
+    if leaf.value is not None:
+        _check_constant(leaf.ours, a, leaf.value())
+        return
+    for i, part in enumerate(_split(a, leaf)):
+        theirs = np.asarray(leaf.layout.to_theirs(part), order='C')
+        for names in (leaf.theirs, *leaf.copies):
+            yield names[i], theirs
 
 
 def _split(a: np.ndarray, leaf: Leaf) -> list[np.ndarray]:

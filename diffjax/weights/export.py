@@ -46,6 +46,7 @@ def export_folder(
             for name, a in export_leaves(architecture, options, leaves, shapes):
                 files[name].write(name, a)
                 report(specs[name].num_bytes)
+                del a  # before the next is read
     return Path(out)
 
 
