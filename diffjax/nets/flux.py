@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from diffjax.core.types import Array, PyTree
-from diffjax.nets.dit import REMAT_POLICIES, patchify, unpatchify
+from diffjax.nets.dit import patchify, unpatchify
 from diffjax.nets.joint_blocks import (
     Context,
     JointBlock,
@@ -31,9 +31,10 @@ from diffjax.nets.joint_blocks import (
     TextCondition,
     Tokens,
     joint_mask,
-    turns,
 )
 from diffjax.nets.layers import ATTENTION_IMPLEMENTATIONS, COMPUTE_DTYPES, FlatDense, check_choice, check_rank
+from diffjax.nets.rotary import turns
+from diffjax.nets.stacking import REMAT_POLICIES, trunk
 
 PATCH_SIZE = 2
 GUIDANCES = ('none', 'embedded')
@@ -71,6 +72,8 @@ class Flux(nn.Module, kw_only=True):
         check_choice('remat', self.remat, tuple(REMAT_POLICIES))
         check_choice('attention', self.attention, ATTENTION_IMPLEMENTATIONS)
         check_choice('guidance', self.guidance, GUIDANCES)
+        if self.depth < 1 or self.single_depth < 1:
+            raise ValueError(f'depth={self.depth} and single_depth={self.single_depth} must be at least 1')
         sizes = tuple(self.rope_sizes)
         if len(sizes) != 3 or any(size % 2 or size < 2 for size in sizes):
             raise ValueError(f'rope_sizes are three even numbers, as in (16, 56, 56); got {sizes}')
@@ -107,13 +110,12 @@ class Flux(nn.Module, kw_only=True):
         return unpatchify(patches, p, height, width)
 
     def _trunk(self, tokens: Tokens, context: Context) -> jax.Array:
-        fields = (self.compute_dtype, self.attention)
-        for i in range(self.depth):
-            tokens, _ = JointBlock(self.num_heads, 'rms', *fields, name=f'double_blocks_{i}')(tokens, context)
-        x = tokens.joined()
-        for i in range(self.single_depth):
-            x, _ = SingleBlock(self.num_heads, *fields, name=f'single_blocks_{i}')(x, context)
-        return x
+        fields = {'num_heads': self.num_heads, 'compute_dtype': self.compute_dtype, 'attention': self.attention}
+        how = {'scan_layers': self.scan_layers, 'remat': self.remat}
+        double = fields | {'qk_norm': 'rms'}
+        tokens = trunk(JointBlock, double, tokens, context, depth=self.depth, name='double_blocks', **how)
+        depth = self.single_depth
+        return trunk(SingleBlock, fields, tokens.joined(), context, depth=depth, name='single_blocks', **how)
 
 
 def token_ids(num_text: int, rows: int, columns: int) -> np.ndarray:

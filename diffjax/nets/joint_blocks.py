@@ -23,18 +23,17 @@ The layers of (1) and (6) start at zero, so that every block starts as the ident
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from diffjax.core.types import Array
 from diffjax.nets.conditions import LabelTokens, check_condition
 from diffjax.nets.dit import layer_norm
 from diffjax.nets.layers import FlatDense, TimestepEmbedding, attention, modulate
+from diffjax.nets.rotary import Turns, turned
 
 QK_NORMS = ('none', 'rms')
 BLOCK_KINDS = ('joint', 'dual', 'last')
@@ -56,33 +55,11 @@ class Context(NamedTuple):
     """What every block is told: c [B, D]; the turns of q and k; which of the S + L tokens are there, [B, S + L]."""
 
     c: jax.Array
-    turns: tuple[Array, Array] | None = None
+    turns: Turns | None = None
     mask: Array | None = None
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
-
-
-def turns(positions: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines, each [L, sum(sizes) / 2], of positions along several axes, in float32.
-
-    Axis i has the angles p_i 10000^(-2 j / sizes[i]), j < sizes[i] / 2, one for each pair of a head's features.
-
-    positions: [L, len(sizes)].
-    """
-    frequencies = [10_000.0 ** (-np.arange(0, size, 2) / size) for size in sizes]
-    angles = np.concatenate([positions[:, i, None] * f for i, f in enumerate(frequencies)], axis=-1)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def turned(x: jax.Array, by: tuple[Array, Array] | None) -> jax.Array:
-    """Features 2 j and 2 j + 1 of each head as a point of the plane, turned by angle j. x: [B, L, heads, head_dim]."""
-    if by is None:
-        return x
-    cos, sin = (table[:, None] for table in by)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 def split_heads(qkv: jax.Array, num_heads: int, qk_norm: str) -> tuple[jax.Array, jax.Array, jax.Array]:
