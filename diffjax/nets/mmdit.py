@@ -12,10 +12,10 @@ centre. With s tokens along a side of a usual image, row and column i of the tab
 so that such an image covers 0 to 16. The table stands among the parameters as `pos_embed`, because published
 checkpoints bring their own; its gradient is zero, and the counts below leave it out.
 
-    published                  depth   width   heads   dual   QK-norm    parameters    forward of 128 x 128 x 16, S = 154
-    Stable Diffusion 3 medium     24    1536      24      0   none           2.03 B    4.2 T multiply-adds
-    Stable Diffusion 3.5 medium   24    1536      24     13   rms            2.24 B    5.4 T
-    Stable Diffusion 3.5 large    38    2432      38      0   rms            8.06 B    14.8 T
+    published                    depth  width  heads  dual  QK-norm  parameters   forward of 128 x 128 x 16, S = 154
+    Stable Diffusion 3 medium       24   1536     24     0  none         2.03 B    4.2 T multiply-adds
+    Stable Diffusion 3.5 medium     24   1536     24    13  rms          2.24 B    5.4 T
+    Stable Diffusion 3.5 large      38   2432     38     0  rms          8.06 B   14.8 T
 
 They are trained with `flow` and `velocity`, and are told t on the scale 0 to 1000, where t is the noise's share after
 any shift of the grid: sample them with the schedule `flow` and the grid `shifted`, not with a shifted schedule.
@@ -27,7 +27,7 @@ import numpy as np
 from flax import linen as nn
 
 from diffjax.core.types import Array, PyTree
-from diffjax.nets.dit import REMAT_POLICIES, patchify, unpatchify
+from diffjax.nets.dit import patchify, unpatchify
 from diffjax.nets.joint_blocks import (
     QK_NORMS,
     Context,
@@ -45,6 +45,7 @@ from diffjax.nets.layers import (
     check_rank,
     sincos_line,
 )
+from diffjax.nets.stacking import REMAT_POLICIES, trunk
 
 GRID_UNITS = 16  # a usual image covers positions 0 to 16: the tokens of 256 pixels, at which the paper's scale is 1
 
@@ -88,6 +89,8 @@ class MMDiT(nn.Module, kw_only=True):
                 right = divisor * max(1, round(self.hidden_size / divisor))
                 given = f'hidden_size={self.hidden_size}'
                 raise ValueError(f'{given} must be a multiple of {divisor} ({reason}), for example {right}')
+        if self.depth < 1:
+            raise ValueError(f'depth={self.depth} must be at least 1')
         if not 0 <= self.num_dual_blocks < self.depth:
             raise ValueError(
                 f'num_dual_blocks={self.num_dual_blocks} must lie between 0 and {self.depth - 1}: '
@@ -132,12 +135,18 @@ class MMDiT(nn.Module, kw_only=True):
         return positions[top : top + rows, left : left + columns].reshape(rows * columns, -1)
 
     def _trunk(self, tokens: Tokens, context: Context) -> Tokens:
-        fields = (self.num_heads, self.qk_norm, self.compute_dtype, self.attention)
-        num_joint = self.depth - self.num_dual_blocks - 1
-        for kind, name, depth in (('dual', 'dual_blocks', self.num_dual_blocks), ('joint', 'blocks', num_joint)):
-            for i in range(depth):
-                tokens, _ = JointBlock(*fields, kind, name=f'{name}_{i}')(tokens, context)
-        return JointBlock(*fields, 'last', name='last_block')(tokens, context)[0]
+        fields = {
+            'num_heads': self.num_heads,
+            'qk_norm': self.qk_norm,
+            'compute_dtype': self.compute_dtype,
+            'attention': self.attention,
+        }
+        how = {'scan_layers': self.scan_layers, 'remat': self.remat}
+        dual, joint = self.num_dual_blocks, self.depth - self.num_dual_blocks - 1
+        tokens = trunk(JointBlock, fields | {'kind': 'dual'}, tokens, context, depth=dual, name='dual_blocks', **how)
+        tokens = trunk(JointBlock, fields, tokens, context, depth=joint, **how)
+        last = JointBlock if self.remat == 'none' else nn.remat(JointBlock, policy=REMAT_POLICIES[self.remat])
+        return last(**fields, kind='last', name='last_block')(tokens, context)[0]
 
     def _check_size(self, x: Array) -> None:
         check_rank('MMDiT', x, '[B, H, W, C]')

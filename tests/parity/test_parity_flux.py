@@ -1,4 +1,4 @@
-"""Flux against diffusers' FluxTransformer2DModel, given latents as its pipeline packs them: outputs, names and shapes."""
+"""Flux against diffusers' FluxTransformer2DModel, given latents as its pipeline packs them."""
 
 import numpy as np
 import pytest
