@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ['pytest>=9.2.0', 'pytest-xdist>=3.8.0', 'hypothesis>=6.170.15', 'ruff>=0.17.5']
+TEST = ['pytest>=9.2.0', 'pytest-xdist>=3.8.0', 'hypothesis>=6.170.15', 'ruff>=0.17.5', 'safetensors>=0.8.0']
 
 setup(
     name='diffjax',
@@ -26,6 +26,7 @@ setup(
         'jax>=0.10.2',
         'matplotlib>=3.11.2',
         'ml-collections>=1.1.0',
+        'ml_dtypes>=0.6.0',
         'numpy>=2.4.6',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
@@ -41,7 +42,13 @@ setup(
         'cuda12': ['jax[cuda12]>=0.10.2'],
         'cuda13': ['jax[cuda13]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
-        'parity': ['torch==2.13.0', 'diffusers>=0.42.0', 'torchdiffeq>=0.2.5', 'torchsde>=0.2.6'],  # tests/parity
+        'parity': [  # tests/parity
+            'torch==2.13.0',
+            'diffusers>=0.42.0',
+            'transformers>=5.23.0',
+            'torchdiffeq>=0.2.5',
+            'torchsde>=0.2.6',
+        ],
     },
     classifiers=[
         'Intended Audience :: Science/Research',
