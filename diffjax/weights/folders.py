@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def appearing(out: str | os.PathLike) -> Iterator[Path]:
         os.rename(folder, out)
     finally:
         os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)  # there is nothing of that name after a success
+        _remove(folder)
 
 
 def check_absent(out: str | os.PathLike) -> None:
@@ -42,6 +43,15 @@ def check_absent(out: str | os.PathLike) -> None:
 
 def _prefix(out: Path) -> str:
     return f'.{out.name}.part-'
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, if it is there. After an interrupt, threads may write into it for a moment."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _remove_remains(out: Path) -> None:

@@ -56,5 +56,5 @@ class Settings:
         """Raises WeightsError for a setting that was never asked for. ignored: those that change no output."""
         unknown = [name for name in self._config if name not in (*self._asked, *ignored) and not name.startswith('_')]
         if unknown:
-            shown = ', '.join(name[:40] for name in unknown[:8])
+            shown = ', '.join(repr(name[:40]) for name in unknown[:8])
             raise WeightsError(f'{self._class_name}: settings that are not covered: {shown}')
