@@ -32,7 +32,7 @@ from diffjax.nets.layers import (
     SelfAttention,
     check_choice,
 )
-from diffjax.nets.quantization import fsq, fsq_tokens, fsq_values, nearest_codes, straight_through
+from diffjax.nets.quantization import fsq, fsq_tokens, fsq_values, nearest_codes, scaled, straight_through
 
 BOTTLENECKS = ('kl', 'vq', 'fsq')
 XAVIER = nn.initializers.xavier_uniform()
@@ -57,11 +57,18 @@ class Gaussian(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Quantised latents: `z` before, `quantised` after (its gradient goes to z), `tokens` int32 without channels."""
+    """Quantised latents: `z` before, `codes` after, `tokens` int32 without channels.
+
+    The gradient of `codes` goes to the codebook, where there is one, and that of `quantised`, the same values, to z.
+    """
 
     z: jax.Array
-    quantised: jax.Array
+    codes: jax.Array
     tokens: jax.Array
+
+    @property
+    def quantised(self) -> jax.Array:
+        return straight_through(self.z, self.codes)
 
 
 class Kind(NamedTuple):
@@ -300,9 +307,9 @@ class Autoencoder(nn.Module, kw_only=True):
             return Gaussian(mean, jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
         if self.bottleneck == 'vq':
             tokens = nearest_codes(h, self.codebook)
-            return Codes(h, straight_through(h, self.codebook[tokens]), tokens)
-        quantised = fsq(h, self.levels)
-        return Codes(h, quantised, fsq_tokens(quantised, self.levels))
+            return Codes(h, self.codebook[tokens], tokens)
+        codes = jax.lax.stop_gradient(fsq(h, self.levels))
+        return Codes(scaled(h, self.levels), codes, fsq_tokens(codes, self.levels))
 
     def decode(self, z: Array) -> jax.Array:
         z = self.from_code(jnp.asarray(z)) if self.pointwise else jnp.asarray(z)

@@ -44,10 +44,16 @@ def bounded(z: jax.Array, levels: Sequence[int]) -> jax.Array:
     return jnp.tanh(z + np.arctanh(offset / half)) * half - offset
 
 
+def scaled(z: jax.Array, levels: Sequence[int]) -> jax.Array:
+    """f(z) / floor(L / 2), which (2) rounds to the nearest level: values in [-1, 1]."""
+    return bounded(z, levels) / (np.asarray(levels) // 2)
+
+
 def fsq(z: jax.Array, levels: Sequence[int]) -> jax.Array:
-    """Equation (2), with the straight-through gradient of f: values in [-1, 1]."""
-    z = bounded(z, levels)
-    return straight_through(z, jnp.round(z)) / (np.asarray(levels) // 2)
+    """Equation (2), with the straight-through gradient of `scaled`: values in [-1, 1]."""
+    half = np.asarray(levels) // 2
+    z = scaled(z, levels)
+    return straight_through(z, jnp.round(z * half) / half)
 
 
 def fsq_tokens(quantised: jax.Array, levels: Sequence[int]) -> jax.Array:

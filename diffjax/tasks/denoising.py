@@ -41,7 +41,7 @@ class Denoising(Task):
         losses, extra = self.losses(params, batch, keys)
         return losses.mean(), (task_state, {name: values.mean() for name, values in extra.items()})
 
-    def project(self, params):
+    def project(self, params, task_state):
         return self.model.project(params)
 
     def losses(self, params: PyTree, batch: PyTree, keys: Array) -> tuple[Array, dict[str, Array]]:

@@ -30,6 +30,6 @@ class Task(abc.ABC):
         (loss, (task_state, metrics)), gradients = differentiate(params, task_state, frozen, batch, step, keys)
         return gradients, (task_state, {'loss': loss, **metrics})
 
-    def project(self, params: PyTree) -> PyTree:
+    def project(self, params: PyTree, task_state: PyTree) -> PyTree:
         """What every update is followed by: the nearest parameters that are allowed. Overridden where not all are."""
         return params

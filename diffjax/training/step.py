@@ -35,7 +35,7 @@ def make_step(
 
         gradients, task_state, metrics = accumulate(task, num_microbatches, state, frozen, batch, keys)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = task.project(optax.apply_updates(state.params, updates))
+        params = task.project(optax.apply_updates(state.params, updates), task_state)
         ema = {name: update_ema(state.ema[name], params, profile, state.step + 1) for name, profile in profiles.items()}
 
         metrics = {**metrics, 'grad_norm': optax.global_norm(gradients), 'param_norm': optax.global_norm(params)}
