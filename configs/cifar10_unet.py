@@ -45,6 +45,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'checkpoint_every_steps': 10_000,
                 'keep_checkpoints': 3,
                 'ema': {'ema': 0.9999},
+                'init_from': '',
             },
             'mesh': {'data': -1, 'fsdp': 1},
             'sampler': {
@@ -72,6 +73,9 @@ def get_config(arg: str = '') -> ConfigDict:
                 'likelihood_trace': 'rademacher',
                 'likelihood_tolerance': 1e-5,
                 'likelihood_t_min': 0.0,
+                'features': 'pixels',
+                'inception_weights': '',
+                'reference': '',
             },
         }
     )

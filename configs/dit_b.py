@@ -65,6 +65,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'hidden_size': width,
                 'depth': depth,
                 'num_heads': heads,
+                'frequency_shift': 0,  # 1: published weights as diffusers runs them
                 'scan_layers': True,
                 'remat': 'none',
                 'compute_dtype': 'bfloat16',
@@ -81,6 +82,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'checkpoint_every_steps': 10_000,
                 'keep_checkpoints': 3,
                 'ema': {'ema': 0.9999},
+                'init_from': '',
             },
             'mesh': {'data': -1, 'fsdp': 1},
             'sampler': {
@@ -108,6 +110,9 @@ def get_config(arg: str = '') -> ConfigDict:
                 'likelihood_trace': 'rademacher',
                 'likelihood_tolerance': 1e-5,
                 'likelihood_t_min': 0.0,
+                'features': 'pixels',
+                'inception_weights': '',
+                'reference': '',
             },
         }
     )

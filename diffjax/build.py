@@ -30,16 +30,20 @@ from diffjax.core.solvers import Plan
 from diffjax.core.solvers.plan_records import check_schedule
 from diffjax.core.transforms import Transforms
 from diffjax.data import Source, open_source, prepare
+from diffjax.evaluation import spaces
+from diffjax.evaluation.image_sets import ImageSet
+from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
+from diffjax.evaluation.spaces import Space
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
 from diffjax.tasks import Denoising
 from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
+from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
 from diffjax.training.sharding import make_mesh
 
 BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
 
-from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -129,6 +133,24 @@ class Experiment:
             raise ConfigError(f'evaluation.num_likelihoods, from likelihood_t_min to t = 1: {error}') from error
         return trace
 
+    def comparison(self) -> tuple[Space, Reference] | None:
+        """In what space samples are compared with what; None for pixels and the test split, with all their figures."""
+        s, source = self.evaluation, self.source
+        space = component(spaces, s.features, 'evaluation.features', weights=s.inception_weights)()
+        if parse_component(s.features, 'evaluation.features')[0].lower() == 'pixels' and not s.reference:
+            return None
+        if source.kind != 'image' or not (s.reference or self.test):
+            raise ConfigError(
+                'evaluation.features and evaluation.reference compare images with a reference or the test split, and '
+                f'{source.name} has {"no test split" if source.kind == "image" else "latents"} here'
+            )
+        try:
+            reference = read_reference(s.reference) if s.reference else image_reference(images_of(self.test))
+            check_reference(reference, space, source.image_shape)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f'evaluation.reference: {error}') from error
+        return space, reference
+
     def sampling_options(self, settings: SamplerSettings | None = None) -> dict[str, Any]:
         """What a `Sampler` is told beside the plan and the labels."""
         s = settings or self.sampler
@@ -180,9 +202,20 @@ def build(config: Mapping[str, Any]) -> Experiment:
         optimizer=optimizer,
     )
     # each checks itself
-    experiment.plan(), experiment.guidance(), experiment.likelihood_trace()
+    experiment.plan(), experiment.guidance(), experiment.likelihood_trace(), experiment.comparison()
     experiment.trainer().init(experiment.batch_spec)
     return experiment
+
+
+def with_averages(training: Any) -> Any:
+    """The `training` section with those of its `ema` that are components built."""
+    if not isinstance(training, Mapping) or not isinstance(training.get('ema'), Mapping):
+        return training
+    built = {
+        name: profile if isinstance(profile, int | float) else component(averages, profile, f'training.ema.{name}')()
+        for name, profile in training['ema'].items()
+    }
+    return {**training, 'ema': built}
 
 
 def build_loss(config: Mapping[str, Any]) -> Loss:
@@ -207,16 +240,14 @@ def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> De
         label_drop=config['label_drop'],
     )
 
-def with_averages(training: Any) -> Any:
-    """The `training` section with those of its `ema` that are components built."""
-    if not isinstance(training, Mapping) or not isinstance(training.get('ema'), Mapping):
-        return training
-    built = {
-        name: profile if isinstance(profile, int | float) else component(averages, profile, f'training.ema.{name}')()
-        for name, profile in training['ema'].items()
-    }
-    return {**training, 'ema': built}
 
+def images_of(source: Source) -> ImageSet:
+    """A split's images, read as they are asked for."""
+
+    def parts(start, stop, size):
+        return (source.read(range(i, min(i + size, stop)))['image'] for i in range(start, stop, size))
+
+    return ImageSet(f'{source.name} {source.split}', (len(source), *source.image_shape), parts)
 
 
 def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:

@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.build import Experiment
+from diffjax.build import Experiment, images_of
 from diffjax.core.likelihood import bits_per_dimension
 from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
 from diffjax.data import BYTE_WIDTH, dequantize, read_all
+from diffjax.evaluation.image_sets import image_array
 from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
-from diffjax.evaluation.report import evaluate_samples, write_report
+from diffjax.evaluation.references import reference_figures
+from diffjax.evaluation.report import class_figures, evaluate_samples, write_report
 from diffjax.run import balanced_labels, make_sampler, to_output
 from diffjax.training.sharding import batch_sharding, replicated
 
@@ -36,12 +38,13 @@ def finished(workdir: str | os.PathLike, num_steps: int) -> bool:
 def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray) -> tuple[Path, Path]:
     """(STEM.npz, STEM.png): the samples with their labels, and a grid of them by class.
 
-    uint8 images are stored as `images`. Latents are stored as `latents`, and the grid shows their first channels.
+    uint8 images are stored as `arr_0`, where ADM's evaluator and others look for them. Latents are stored as `latents`,
+    and the grid shows their first channels.
     """
     archive, picture = stem.with_suffix('.npz'), stem.with_suffix('.png')
     stem.parent.mkdir(parents=True, exist_ok=True)
     if images.dtype == np.uint8:
-        np.savez_compressed(archive, images=images, labels=labels)
+        np.savez_compressed(archive, arr_0=images, labels=labels)
         shown = images
     else:
         np.savez_compressed(archive, latents=images, labels=labels)
@@ -122,6 +125,30 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
     return {'num_likelihoods': count, 'bits_per_dimension': np.mean(bits), 'bits_standard_error': error, **cost}
 
 
+def image_figures(
+    experiment: Experiment, images: np.ndarray, labels: np.ndarray, *, progress: bool = False
+) -> dict[str, Any]:
+    """How good the samples are as images. {} for latents, and without anything real to compare them with.
+
+    In Inception's features, or against a reference: ADM's figures, by all processes together. Over pixels against the
+    test split: all that there is, by process 0 alone.
+    """
+    settings, source, test = experiment.evaluation, experiment.source, experiment.test
+    classifier = {} if settings.classifier == 'svc' and source.num_classes and test is not None else None
+    figures: dict[str, Any] = {}
+    if comparison := experiment.comparison():
+        space, reference = comparison
+        real = None if settings.reference else images_of(source).first(len(images))
+        samples = image_array('samples', images)
+        figures |= reference_figures(samples, reference, space, real=real, progress=progress)
+        if classifier is not None and not jax.process_index():
+            figures |= class_figures(images, labels, read_all(source), read_all(test), classifier)
+    elif source.kind == 'image' and test is not None and not jax.process_index():
+        figures |= {'features': 'pixels', 'reference': f'{test.name} {test.split} ({len(test):,} images)'}
+        figures |= evaluate_samples(images, labels, read_all(source), read_all(test), classifier=classifier)
+    return figures
+
+
 def measure(
     experiment: Experiment, params: PyTree, workdir: Path, step: int, *, seed: int, progress: bool
 ) -> dict[str, Any]:
@@ -136,17 +163,15 @@ def measure(
     options = experiment.sampling_options() | {'seed': seed}
     sampler(params, plan, labels[:1], **options)  # compiles
     began = time.perf_counter()
-    images = to_output(experiment, sampler(params, plan, labels, **options, progress=progress))
+    finish = functools.partial(to_output, experiment)
+    images = sampler(params, plan, labels, **options, progress=progress, finish=finish)
     seconds = time.perf_counter() - began
     levels, likelihood = held_out_loss(experiment, params), held_out_likelihood(experiment, params)
+    figures = image_figures(experiment, images, labels, progress=progress)
     if jax.process_index():
         return {}
 
     pictures = {'Samples': save_samples(workdir / 'samples', images, labels)[1]}
-    figures: dict[str, Any] = {}
-    if source.kind == 'image' and experiment.test is not None:
-        classifier = {} if settings.classifier == 'svc' and source.num_classes else None
-        figures |= evaluate_samples(images, labels, read_all(source), read_all(experiment.test), classifier=classifier)
     figures |= {
         'step': step,
         'evaluations_per_sample': plan.num_evaluations * (1 if options['guidance'] is None else 2),
@@ -219,7 +244,11 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
     """The figures that the terminal shows at the end."""
     shown = {
         'class_accuracy': 'class accuracy {:.2%}',
-        'frechet_ratio': 'Frechet distance {:.3f} times that of real train images',
+        'frechet_distance': 'Frechet distance {:.4g}',
+        'features': '  between samples and reference in {}',
+        'frechet_ratio': '  {:.3f} times that of real train images',
+        'spatial_frechet_distance': 'spatial Frechet distance {:.4g}',
+        'inception_score': 'Inception Score {:.4g}',
         'precision': 'precision {:.3f}',
         'recall': 'recall {:.3f}',
         'memorised_fraction': 'memorised {:.2%}',

@@ -5,6 +5,7 @@ images = run.sample(labels, solver='heun', num_steps=20, guidance=2.0)
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from diffjax.core.types import Model, PyTree
 from diffjax.data import to_uint8
 from diffjax.tasks import Denoising
 from diffjax.training.checkpoints import Checkpoints, abstract
-from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.posthoc_ema import (
     RECONSTRUCTED,
     SNAPSHOTS,
@@ -36,8 +36,9 @@ from diffjax.training.posthoc_ema import (
     read_reconstructed,
     reconstruct,
 )
-from diffjax.training.state import TrainState
+from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.snapshots import Snapshots
+from diffjax.training.state import TrainState
 from diffjax.workdir import read_config
 
 MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded to; larger ones to powers of 2
@@ -78,8 +79,12 @@ class Sampler:
         negative_label: int = -1,
         seed: int = 0,
         progress: bool = False,
+        finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     ) -> np.ndarray:
-        """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone."""
+        """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone.
+
+        `finish` is applied to each batch: bytes, say, take a quarter of the memory.
+        """
         labels = np.asarray(labels, np.int32)
         sizes = len(plan.t), plan.num_remembered, plan.num_noises
         plan = pad(plan, *(max(least, 1 << max(size - 1, 0).bit_length()) for size, least in zip(sizes, MIN_SIZES)))
@@ -93,7 +98,7 @@ class Sampler:
                 padded = np.pad(part, (0, self.batch_size - len(part)))
                 negative = np.full_like(padded, baseline)
                 x = self._draw(params, plan, guidance, transforms, padded, negative, key_data, np.int32(start))
-                chunks.append(np.asarray(x)[: len(part)])
+                chunks.append(finish(np.asarray(x)[: len(part)]))
                 bar.update(len(part))
         return np.concatenate(chunks)
 
@@ -179,11 +184,6 @@ def restore(experiment: Experiment, workdir: str | os.PathLike) -> tuple[TrainSt
     return restored.state, restored.step
 
 
-def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
-    """The profile of averaged parameters that the sampler's settings name."""
-    name = experiment.sampler.params or next(iter(state.ema), 'raw')
-    return state.params if name == 'raw' else state.ema[name]
-
 def restore_params(experiment: Experiment, workdir: str | os.PathLike) -> tuple[PyTree, int]:
     """The parameters that the sampler's settings name, of a checkpoint or a reconstructed average, and their step."""
     name = experiment.sampler.params
@@ -219,6 +219,11 @@ def reconstruct_averages(
     snapshots.close()
     return {f'{RECONSTRUCTED}/{width:g}/{step}': one for width, one in zip(widths, made)}
 
+
+def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
+    """The profile of averaged parameters that the sampler's settings name."""
+    name = experiment.sampler.params or next(iter(state.ema), 'raw')
+    return state.params if name == 'raw' else state.ema[name]
 
 
 def to_output(experiment: Experiment, x: np.ndarray) -> np.ndarray:

@@ -72,6 +72,11 @@ MISTAKES = [
     ('evaluation.likelihood_trace', 'gaussian:num_probes=0', ['num_probes must be at least 1, got 0']),
     ('evaluation.likelihood_tolerance', 0.0, ['evaluation.likelihood_tolerance lies in (0, 1), got 0.0']),
     ('evaluation.likelihood_t_min', 1.0, ['evaluation.likelihood_t_min lies in [0, 1), got 1.0']),
+    ('evaluation.features', 'inceptoin', ["evaluation.features: unknown name 'inceptoin'", 'did you mean inception?']),
+    ('evaluation.features', 'inception', ['Inception needs its weights', 'evaluation.inception_weights', 'got none']),
+    ('evaluation.features', 'inception:resize=cubic', ["resize='cubic' is not known; choose one of 'tensorflow'"]),
+    ('evaluation.features', 'pixels:batch_size=0', ['batch_size is at least 1, got 0']),
+    ('evaluation.reference', 'none.npz', ['evaluation.reference: none.npz is neither an NPZ archive nor a folder']),
     ('optimizer.decay', 'cos', ["optimizer 'adamw'", 'constant, cosine, linear, rsqrt']),
     ('optimizer.warmup_steps', 4, ['warmup_steps = 4 must be below num_steps = 4']),
     ('training.batch_size', 20, ['batch_size = 20 does not divide over 8 devices', '16 or 24 would']),
@@ -148,6 +153,20 @@ def test_building_twice_gives_equal_shapes_and_changes_no_config(config):
     shapes = [jax.tree.map(lambda s: s.shape, e.trainer().init(e.batch_spec)[1].params) for e in (first, second)]
     assert shapes[0] == shapes[1]
     assert first.sample_shape == (8, 8, 1) and len(first.source) == 1437 and len(first.test) == 360
+
+
+def test_a_reference_fits_the_images_and_the_features(config, changed, tmp_path):
+    path = str(tmp_path / 'adm.npz')
+    np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(ConfigError, match='adm.npz .moments. holds moments of 2048 features, and pixels have 64'):
+        build(changed(config, 'evaluation.reference', path))
+    np.savez(path, np.zeros((5, 8, 8, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r'images of \[8, 8, 3\], and the samples are \[8, 8, 1\]'):
+        build(changed(config, 'evaluation.reference', path))
+    np.savez(path, np.zeros((5, 8, 8, 1), np.uint8))
+    space, reference = build(changed(config, 'evaluation.reference', path)).comparison()
+    assert (space.name, reference.name) == ('pixels', 'adm.npz (5 images)')
+    assert build(config).comparison() is None
 
 
 def test_likelihood_needs_held_out_images_and_a_network_that_can_be_asked(config, changed):

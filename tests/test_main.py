@@ -135,16 +135,16 @@ def test_sample_writes_png_and_npz(command, trained, tmp_path):
     assert archive.name == 'ddim-eta=0_5-4steps-uniform-w1-seed3.npz' and archive.stem == picture.stem
     assert picture.read_bytes()[:4] == b'\x89PNG'
     stored = np.load(archive)
-    assert stored['images'].shape == (5, 8, 8, 1) and stored['images'].dtype == np.uint8
+    assert stored['arr_0'].shape == (5, 8, 8, 1) and stored['arr_0'].dtype == np.uint8
     assert stored['labels'].tolist() == [7, 3, 7, 3, 7]
 
     def again(*more):
         code, out, _ = command(*words, f'--out={tmp_path}/x', *more)
         assert code == 0 and f'{tmp_path}/x.png' in out
-        return np.load(tmp_path / 'x.npz')['images']
+        return np.load(tmp_path / 'x.npz')['arr_0']
 
     same = again('--config.sampler.solver=ddim:eta=0.5', '--config.sampler.num_steps=4')
-    np.testing.assert_array_equal(same, stored['images'])
+    np.testing.assert_array_equal(same, stored['arr_0'])
     assert (again('--config.sampler.num_steps=4') != same).any()
     assert (again('--config.sampler.guidance=3.0', '--config.sampler.negative_label=1') != same).any()
     clipped = again('--config.sampler.threshold=0.25')  # of [-1, 1]

@@ -15,6 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax.evaluation.image_sets import open_images
+from diffjax.evaluation.references import read_reference, reference_figures
+from diffjax.evaluation.spaces import pixels
+
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 ROOT = Path(__file__).parents[1]
 DIGITS = f'--config={ROOT}/configs/digits.py:smoke'
@@ -95,7 +99,7 @@ def test_the_command_leaves_a_whole_run(whole, command, no_training, snapshot):
     assert list(rows(workdir)) == list(range(5, STEPS + 1, 5))
     assert sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir()) == [28, 35, 40]
     stored = np.load(workdir / 'samples.npz')
-    assert stored['images'].shape == (20, 8, 8, 1) and np.bincount(stored['labels']).tolist() == [2] * 10
+    assert stored['arr_0'].shape == (20, 8, 8, 1) and np.bincount(stored['labels']).tolist() == [2] * 10
 
     before = snapshot(workdir)
     code, out, _ = command(DIGITS, f'--workdir={workdir}', *OPTIONS)
@@ -148,7 +152,7 @@ def test_killed_at_any_moment_it_ends_the_same(whole, tmp_path):
     finish(start(workdir))
     assert rows(workdir) == rows(whole[0])
     assert same(final_state(workdir), final_state(whole[0]))
-    np.testing.assert_array_equal(*(np.load(folder / 'samples.npz')['images'] for folder in (workdir, whole[0])))
+    np.testing.assert_array_equal(*(np.load(folder / 'samples.npz')['arr_0'] for folder in (workdir, whole[0])))
 
 
 def test_sigterm_saves_and_exits_with_zero(whole, tmp_path):
@@ -169,13 +173,15 @@ def test_sigterm_saves_and_exits_with_zero(whole, tmp_path):
 
 def test_two_processes_train_as_one(whole, tmp_path):
     """Parameters split across both processes; stopped together by a signal to one of them, and gone on."""
-    workdir = tmp_path / 'run'
+    workdir, reference = tmp_path / 'run', tmp_path / 'reference.npz'
+    np.savez(reference, np.random.default_rng(0).integers(0, 256, (25, 8, 8, 1), dtype=np.uint8))
 
     def pair():
         with socket.socket() as free:
             free.bind(('localhost', 0))
             port = free.getsockname()[1]
         options = (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=2')
+        options += (f'--config.evaluation.reference={reference}',)
         return [start(workdir, *options, f'--process_id={i}') for i in range(2)]
 
     first = pair()
@@ -196,5 +202,11 @@ def test_two_processes_train_as_one(whole, tmp_path):
     for row in one:
         np.testing.assert_allclose(float(two[row]['loss']), float(one[row]['loss']), rtol=1e-3)
     assert len(list((workdir / 'tensorboard').iterdir())) == 2  # one file for each start
-    assert np.load(workdir / 'samples.npz')['images'].shape == (20, 8, 8, 1)
-    assert json.loads((workdir / 'figures.json').read_text())['step'] == STEPS
+    figures = json.loads((workdir / 'figures.json').read_text())
+    assert figures['step'] == STEPS and figures['num_samples'] == 20
+
+    # Each process has measured half of the samples and half of the reference.
+    alone = reference_figures(open_images(workdir / 'samples.npz'), read_reference(reference), pixels())
+    for name in ('frechet_distance', 'precision', 'recall'):
+        assert figures[name] == pytest.approx(alone[name], rel=1e-9)
+    assert alone['frechet_distance'] > 1

@@ -18,6 +18,8 @@ from diffjax.core.sampling import sample_keys
 from diffjax.core.schedules import Flow
 from diffjax.core.solvers.free_plans import follow, free
 from diffjax.core.solvers.plan_records import PlanRecord, describe
+from diffjax.evaluation import frechet_distance, precision_recall
+from diffjax.evaluation.spaces import Features, Space
 from diffjax.plan_files import write_plan
 from diffjax.results import finished, held_out_likelihood, measure, save_samples, summary_lines
 from diffjax.run import Sampler, balanced_labels, check_labels, make_sampler, restore
@@ -237,10 +239,10 @@ def test_what_a_run_leaves(run, trained, tmp_path):
     assert finished(tmp_path, 4) and finished(tmp_path, 3) and not finished(tmp_path, 5)
 
     archive = np.load(tmp_path / 'samples.npz')
-    assert sorted(archive) == ['images', 'labels']
-    assert archive['images'].dtype == np.uint8 and archive['images'].shape == (43, 8, 8, 1)
+    assert sorted(archive) == ['arr_0', 'labels']
+    assert archive['arr_0'].dtype == np.uint8 and archive['arr_0'].shape == (43, 8, 8, 1)
     assert np.bincount(archive['labels']).tolist() == [5, 5, 5] + [4] * 7
-    np.testing.assert_array_equal(archive['images'], run.sample(archive['labels'], seed=2))
+    np.testing.assert_array_equal(archive['arr_0'], run.sample(archive['labels'], seed=2))
 
     stored = json.loads((tmp_path / 'figures.json').read_text())
     assert (stored['step'], stored['seed'], stored['num_samples']) == (4, 2, 43)
@@ -262,6 +264,46 @@ def test_what_a_run_leaves(run, trained, tmp_path):
     for name in ('samples.png', 'loss.png', 'loss_by_noise_level.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
     assert f'class accuracy {figures["class_accuracy"]:.2%}' in summary_lines(figures)
+
+
+def test_figures_in_the_space_and_against_the_reference_of_the_config(run, tmp_path, monkeypatch):
+    """Inception's place is taken by a small map of the pixels, with its three kinds of features."""
+
+    def inception(*, weights='', resize='tensorflow'):
+        def extract(images):
+            x = images.reshape(len(images), -1) / np.float32(255)
+            return Features(x[:, 20:28], x[:, :6] + x[:, -6:], 3 * x[:, 24:])
+
+        return Space(f'{weights}, {resize}', extract, lambda shape: (8, 6), 16)
+
+    monkeypatch.setattr('diffjax.evaluation.spaces.inception', inception)
+    experiment = run.experiment
+    real = {'train': experiment.source.arrays['image'], 'test': experiment.test.arrays['image']}
+    np.savez(tmp_path / 'half.npz', real['test'][:180])
+    drawn = {}
+    for reference in ('', str(tmp_path / 'half.npz')):
+        settings = replace(experiment.evaluation, features='inception:resize=pytorch', inception_weights='w.x')
+        settings = replace(settings, reference=reference, num_samples=43, noise_levels=1)
+        figures = measure(replace(experiment, evaluation=settings), run.params, tmp_path, 4, seed=2, progress=False)
+        images = drawn[reference] = np.load(tmp_path / 'samples.npz')['arr_0']
+        target = real['test'] if not reference else real['test'][:180]
+        points = [inception().extract(x) for x in (images, target, real['train'][:43])]
+        for i, name in ((0, 'frechet_distance'), (1, 'spatial_frechet_distance')):
+            assert figures[name] == pytest.approx(frechet_distance(points[0][i], points[1][i]), rel=1e-6)
+        assert (figures['precision'], figures['recall']) == precision_recall(points[1].points, points[0].points)
+        assert figures['inception_score'] > 1 and figures['features'] == 'w.x, pytorch'
+        assert 0 <= figures['class_accuracy'] <= 1 and 'memorised_fraction' not in figures
+        if reference:
+            assert figures['reference'] == 'half.npz (180 images)' and 'frechet_ratio' not in figures
+        else:
+            assert figures['reference'] == 'digits test (360 images)'
+            expected = frechet_distance(points[2].points, points[1].points)
+            assert figures['frechet_distance_train'] == pytest.approx(expected, rel=1e-6)
+        report, lines = (tmp_path / 'report.md').read_text(), summary_lines(figures)
+        assert 'w.x, pytorch' in report and figures['reference'] in report and 'Inception Score' in report
+        assert '  between samples and reference in w.x, pytorch' in lines
+        assert f'spatial Frechet distance {figures["spatial_frechet_distance"]:.4g}' in lines
+    np.testing.assert_array_equal(*drawn.values())
 
 
 def bits_by_runge_kutta(run, batch, seed, t_min, num_steps=100):
