@@ -4,6 +4,8 @@
   python -m diffjax.main --mode=sample --workdir=runs/digits --num_samples=64 --config.sampler.solver=ddim
   python -m diffjax.main --mode=evaluate --workdir=runs/digits --config.sampler.num_steps=100
   python -m diffjax.main --mode=ema --workdir=runs/digits --sigma_rel=0.03,0.12      makes averages of other lengths
+  python -m diffjax.main --mode=sample --config=configs/dit_b.py:model=XL/2 --workdir=runs/dit
+      --config.training.init_from=DIR           draws with published weights that python -m diffjax.weights has imported
 
 A value of the config is changed by --config.KEY=VALUE, its argument follows a colon: --config=configs/digits.py:smoke.
 Without --mode=train the config may be left out: the workdir knows its own. Running a command again goes on from the
@@ -99,6 +101,7 @@ def train_run(workdir: Path) -> None:
     from diffjax.data import make_iterator
     from diffjax.results import finished, measure, summary_lines
     from diffjax.run import sampling_params
+    from diffjax.starting import imported_params
     from diffjax.training.loop import train
     from diffjax.training.posthoc_ema import is_reconstructed
     from diffjax.workdir import write_config
@@ -113,6 +116,7 @@ def train_run(workdir: Path) -> None:
             f'see {workdir / "report.md"}'
         )
         return
+    params = imported_params(config, experiment, workdir)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         write_config(workdir, config)
@@ -123,7 +127,9 @@ def train_run(workdir: Path) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    result = train(experiment.trainer(), iterator, workdir, announce=say)
+    if params is not None:
+        say(f'starting from the weights in {training.init_from}')
+    result = train(experiment.trainer(), iterator, workdir, params=params, announce=say)
     if result.stopped:
         say(f'stopped by SIGTERM at step {result.step}, which is saved; the same command goes on from there')
         return
@@ -134,15 +140,30 @@ def train_run(workdir: Path) -> None:
         say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
 
 
+def find_params(config, experiment, workdir: Path):
+    """(the parameters to sample with, their step): of a checkpoint, or of imported weights where there is none yet."""
+    import jax
+
+    from diffjax.run import restore_params
+    from diffjax.starting import imported_params
+
+    params = imported_params(config, experiment, workdir)
+    if params is None:
+        return restore_params(experiment, workdir)
+    say(f'{workdir} holds no checkpoint: these are the weights in {experiment.training.init_from}')
+    _, _, shardings = experiment.trainer().init(experiment.batch_spec)
+    return jax.device_put(params, shardings.params), 0
+
+
 def sample_run(workdir: Path) -> None:
     """Draws samples from a trained workdir as PNG and NPZ."""
     import jax
     import numpy as np
 
     from diffjax.results import save_samples
-    from diffjax.run import balanced_labels, check_labels, make_sampler, restore_params, to_output
+    from diffjax.run import balanced_labels, check_labels, make_sampler, to_output
 
-    _, experiment = start()
+    config, experiment = start()
     num_classes = experiment.task.num_classes
     try:
         wanted = [int(label) for label in FLAGS.labels.split(',')] if FLAGS.labels else None
@@ -152,7 +173,7 @@ def sample_run(workdir: Path) -> None:
         labels = balanced_labels(FLAGS.num_samples or 10 * min(max(num_classes, 1), 10), num_classes)
     else:
         labels = np.resize(check_labels(wanted, num_classes), FLAGS.num_samples or len(wanted))
-    params, step = restore_params(experiment, workdir)
+    params, step = find_params(config, experiment, workdir)
     sampler, settings = make_sampler(experiment), experiment.sampler
     x = sampler(
         params,
@@ -172,14 +193,13 @@ def sample_run(workdir: Path) -> None:
 def evaluate_run(workdir: Path) -> None:
     """Draws and measures samples of a trained workdir again, with the sampler that the command line asks for."""
     from diffjax.results import measure, summary_lines
-    from diffjax.run import restore_params
 
-    _, experiment = start()
+    config, experiment = start()
     if FLAGS.num_samples:
         from dataclasses import replace
 
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, num_samples=FLAGS.num_samples))
-    params, step = restore_params(experiment, workdir)
+    params, step = find_params(config, experiment, workdir)
     figures = measure(experiment, params, workdir, step, seed=FLAGS.seed, progress=sys.stderr.isatty())
     say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
 

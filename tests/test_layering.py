@@ -18,7 +18,7 @@ ROOMS = {
     'evaluation': ('core', 'nets', 'weights'),
     'training': ('core.types', 'tasks', 'data', 'evaluation'),
 }
-ALL = (*ROOMS, 'build', 'command', 'main', 'plan_files', 'results', 'run', 'settings', 'workdir')
+ALL = (*ROOMS, 'build', 'command', 'main', 'plan_files', 'results', 'run', 'settings', 'starting', 'workdir')
 CORE_NEEDS = ('jax', 'numpy')  # beside the standard library
 CORE_NEEDS_LAZILY = {'oracles.py': ('scipy',), 'grids.py': ('scipy',), 'likelihood.py': ('diffrax',)}  # in functions
 
@@ -118,8 +118,8 @@ def test_the_layers_hold():
 
 
 def test_the_commands_below_the_top_import_downwards():
-    """plan_files < settings < build < workdir < run < results < main: what each may see of the others."""
-    order = ['plan_files', 'settings', 'build', 'workdir', 'run', 'results', 'command', 'main']
+    """plan_files < settings < build < starting < workdir < run < results < main: what each may see of the others."""
+    order = ['plan_files', 'settings', 'build', 'starting', 'workdir', 'run', 'results', 'command', 'main']
     known = modules(ROOT)
     assert {name.split('.')[1] for name in known if name.count('.') == 1} - set(ROOMS) == set(order)
     for place, name in enumerate(order):

@@ -1,0 +1,27 @@
+"""Where a run starts that begins with imported weights: `training.init_from`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffjax.build import ConfigError, Experiment, parse_component
+from diffjax.core.types import PyTree
+from diffjax.weights import WeightsError
+from diffjax.weights.fitting import load_for
+
+
+def imported_params(config: Mapping[str, Any], experiment: Experiment, workdir: Path) -> PyTree:
+    """The parameters that `training.init_from` names, verified and arranged as the config's network wants them.
+
+    None where it names nothing, and where the workdir holds a checkpoint, which then counts. Raises ConfigError where
+    they are those of another network.
+    """
+    folder, checkpoints = experiment.training.init_from, workdir / 'checkpoints'
+    begun = checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    if not folder or begun:
+        return None
+    _, shapes, _ = experiment.trainer().init(experiment.batch_spec)
+    try:
+        return load_for(folder, *parse_component(config['network'], 'network'), shapes.params)
+    except WeightsError as error:
+        raise ConfigError(f'training.init_from: {error}') from error
