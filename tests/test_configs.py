@@ -12,6 +12,7 @@ from diffjax.data import DatasetNotPrepared, make_iterator, prepare_dataset
 from diffjax.nets import count_parameters
 from diffjax.results import measure
 from diffjax.run import balanced_labels, load, make_sampler, sampling_params, to_output
+from diffjax.training.averages import Power
 from diffjax.training.loop import train
 from diffjax.workdir import check_same_run, write_config
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.usefixtures('fast_compilation')
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py'))
 SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]
 FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit'), ('dit_b', 'model=XL/4,smoke')]
+FULL += [('edm2', 'model=XS'), ('edm2', 'model=XXL')]
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +152,28 @@ def test_ddpm_recipe(get_config):
     assert config['training']['ema'] == {'ema': 0.9999} and config['network']['dropout'] == 0.1
     assert config['dataset']['flip'] is True and config['sampler']['num_steps'] == 1000
     assert config['schedule'] == 'linear' and config['target'] == 'eps' and config['optimizer']['clip_norm'] == 1.0
+
+
+def test_edm2_recipe(get_config):
+    """Karras et al. 2024, table 6: sizes, learning rates, dropout and lengths in images; noise, decay and averages."""
+    published = {'XS': (128, 0.012, 0.0, 2147.5), 'S': (192, 0.01, 0.0, 2147.5), 'M': (256, 0.009, 0.1, 2147.5)}
+    published |= {'L': (320, 0.008, 0.1, 1879.0), 'XL': (384, 0.007, 0.1, 1342.2), 'XXL': (448, 0.0065, 0.1, 939.5)}
+    for name, (channels, rate, dropout, million_images) in published.items():
+        config = get_config('edm2', f'model={name}').to_dict()
+        network, optimizer, training = (config[key] for key in ('network', 'optimizer', 'training'))
+        assert (network['base_channels'], network['dropout']) == (channels, dropout)
+        assert (optimizer['learning_rate'], optimizer['b2'], optimizer['reference_steps']) == (rate, 0.99, 70_000)
+        assert training['batch_size'] == 2048
+        np.testing.assert_allclose(training['num_steps'] * 2048 / 1e6, million_images, atol=0.1)
+        np.testing.assert_allclose(optimizer['warmup_steps'] * 2048, 1e7, rtol=1e-3)
+    assert training['ema'] == {'narrow': 'power:sigma_rel=0.05', 'wide': 'power:sigma_rel=0.10'}
+    experiment = build(get_config('edm2', 'smoke').to_dict())
+    assert experiment.training.ema == {'narrow': Power(sigma_rel=0.05), 'wide': Power(sigma_rel=0.1)}
+    objective = experiment.task.objective
+    assert (objective.times.mean, objective.times.std) == (-0.4, 1.0)
+    plan = experiment.plan()
+    assert plan.num_evaluations == 2 * experiment.sampler.num_steps - 1  # the last step is Euler's
+    np.testing.assert_allclose(objective.schedule.sigma(plan.t[[0, -1]]), [80, 0.002], rtol=1e-6)
 
 
 def test_latents_from_end_to_end(get_config, latents_dir, tmp_path):

@@ -37,7 +37,7 @@ MISTAKES = [
     ([DIGITS, '--workdir=W', 'extra'], ['stray words on the command line: extra']),
     ([DIGITS, '--workdir=W', '--config.schedule=cosin'], ["schedule: unknown name 'cosin'", 'did you mean Cosine?']),
     ([DIGITS, '--workdir=W', '--config.sampler.solver=ddim:etta=1'], ["unknown key 'etta'", 'valid: eta']),
-    ([DIGITS, '--workdir=W', '--config.network.name=ResNet'], ["network: unknown name 'ResNet'", 'DiT, UNet']),
+    ([DIGITS, '--workdir=W', '--config.network.name=ResNet'], ["network: unknown name 'ResNet'", 'valid: DiT, ']),
     ([DIGITS, '--workdir=W', '--config.network.patch_size=3'], ['multiples of patch_size=3, got 8x8']),
     ([DIGITS, '--workdir=W', '--config.training.batch_size=20'], ['8 devices', '16 or 24 would']),
     ([DIGITS, '--workdir=W', '--config.mesh.fsdp=3'], ['mesh.fsdp = 3 does not cover the 8 devices here']),
@@ -57,6 +57,23 @@ MISTAKES = [
     (['--mode=sample', '--workdir=W'], ['W holds no run: there is no config.json in it']),
     ([DIGITS, '--mode=sample', '--workdir=W'], ['W holds no checkpoint yet: train it first']),
     ([DIGITS, '--mode=evaluate', '--workdir=W'], ['W holds no checkpoint yet: train it first']),
+    ([DIGITS, '--mode=ema', '--workdir=W'], ['--sigma_rel is one relative width or several with commas', "got ''"]),
+    (
+        [DIGITS, '--mode=ema', '--workdir=W', '--sigma_rel=0.08'],
+        ['W holds no snapshots of averages', 'power:sigma_rel=0.05 and power:sigma_rel=0.10'],
+    ),
+    (
+        [DIGITS, '--workdir=W', '--config.sampler.params=ema/0.08'],
+        ['sampler.params=ema/0.08 is made by --mode=ema after training'],
+    ),
+    (
+        [DIGITS.replace('digits.py', 'edm2.py'), '--workdir=W', '--config.training.ema.wide=power:sigma_rel=0.4'],
+        ["training.ema.wide 'power': sigma_rel lies in (0, 0.2887]", 'got 0.4'],
+    ),
+    (
+        [DIGITS.replace('digits.py', 'edm2.py'), '--workdir=W', '--config.training.ema.wide=powr'],
+        ["training.ema.wide: unknown name 'powr'", 'did you mean Power?'],
+    ),
 ]
 
 

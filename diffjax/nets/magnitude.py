@@ -33,7 +33,7 @@ WEIGHTS = 'weight'  # the name of every parameter that (1) normalises; its last 
 def normalize(x: jax.Array, axes: int | Sequence[int]) -> jax.Array:
     """x / (epsilon + its root mean square over `axes`), in float32 and back in the dtype of `x`."""
     x32 = x.astype(jnp.float32)
-    # the root of a sum of squares has no derivative at zero, where the gradient is to be zero
+    # the root has no derivative at zero, where all this is x / epsilon
     squares = jnp.mean(jnp.square(x32), axis=axes, keepdims=True)
     magnitude = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
     return (x32 / (EPSILON + magnitude)).astype(x.dtype)

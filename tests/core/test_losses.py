@@ -266,3 +266,60 @@ def test_the_network_sees_what_the_target_asks_for(schedule, parameterization):
     time = np.log(sigma / alpha) / 4 if edm else schedule.timestep(t[0])
     np.testing.assert_allclose(seen['x'], (alpha * X0 + sigma * EPS) / size, rtol=1e-9)
     np.testing.assert_allclose(seen['time'], np.full(NUM, time), rtol=1e-9)
+
+
+def test_a_learned_uncertainty_balances_the_levels():
+    """exp(-u) w mse + u (Karras et al. 2024, Eq. 21), u told the network's time: least at u = log(w mse), where it is
+    1 + log(w mse) and every level's gradient on the output has the same size. Without u nothing changes, bit for bit.
+    """
+    loss = Loss(
+        schedule=schedules.EDM(),
+        parameterization=parameterizations.EDM(),
+        times=times.LogNormalSigma(),
+        weight=weights.v,
+    )
+    t = jnp.asarray(loss.schedule.t_of_logsnr(np.linspace(-4, 4, NUM)), jnp.float32)
+    plain, metrics = loss.at(lambda x, time: MISS, X0, t, EPS)
+    assert set(metrics) == {'mse'}
+    np.testing.assert_array_equal(loss.at(lambda x, time: MISS, X0, t, EPS, lambda time: None)[0], plain)
+    seen = []
+
+    def two(time):
+        seen.append(time)
+        return jnp.linspace(-1.0, 2.0, NUM)
+
+    value, metrics = loss.at(lambda x, time: MISS, X0, t, EPS, two)
+    u = np.linspace(-1, 2, NUM)
+    np.testing.assert_allclose(value, np.exp(-u) * np.asarray(plain, np.float64) + u, rtol=1e-5)
+    np.testing.assert_allclose(metrics['log_variance'], u, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(seen[0], loss.parameterization.time_input(loss.schedule, t), rtol=1e-6)
+
+    def slopes(u):
+        return jax.grad(lambda u: loss.at(lambda x, time: MISS, X0, t, EPS, lambda time: u)[0].sum())(u)
+
+    best = jnp.log(plain)
+    np.testing.assert_allclose(slopes(best), 0, atol=1e-5)
+    np.testing.assert_allclose(loss.at(lambda x, time: MISS, X0, t, EPS, lambda time: best)[0], 1 + best, rtol=1e-5)
+    error, noise_level = MISS - target(loss.parameterization, loss.schedule, X0, EPS, np.asarray(t, np.float64)), best
+    gradient = jax.grad(lambda y: loss.at(lambda x, time: y, X0, t, EPS, lambda time: noise_level)[0].sum())(
+        jnp.asarray(MISS, jnp.float32)
+    )
+    sizes = (np.asarray(gradient) * error).sum((1, 2))  # 2 exp(-u) w mse = 2 at every level
+    np.testing.assert_allclose(sizes, 2, rtol=1e-4)
+
+
+def test_an_uncertainty_stands_beside_a_learned_variance():
+    """The bound's term is not weighed by it."""
+    options = {
+        'schedule': schedules.Linear(),
+        'parameterization': parameterizations.Eps(),
+        'times': times.Discrete(),
+        'weight': weights.eps,
+    }
+    t = jnp.asarray([0.1, 0.2, 0.4, 0.6, 0.8, 1.0])
+    output, u = jnp.concatenate([MISS, EPS], -1), jnp.linspace(-1.0, 1.0, NUM)
+    loss = Loss(**options, bound_scale=0.001)
+    plain, metrics = loss.at(lambda x, time: output, X0, t, EPS)
+    value, more = loss.at(lambda x, time: output, X0, t, EPS, lambda time: u)
+    assert set(more) == {'mse', 'bound', 'log_variance'}
+    np.testing.assert_allclose(value - plain, (np.exp(-u) - 1) * metrics['mse'] + u, rtol=1e-3, atol=1e-5)

@@ -27,6 +27,25 @@ def test_schedule(decay):
         np.testing.assert_allclose(rate(step), FORMULAS[decay](step), rtol=1e-5, atol=1e-7)
 
 
+def test_rsqrt_from_a_reference_step_on():
+    """peak / sqrt(max(t / t_ref, 1)) after the warm-up (Karras et al. 2024, Eq. 67): constant until t_ref."""
+    for warmup in (20, 0):
+        rate = learning_rate_schedule(PEAK, 'rsqrt', warmup, STEPS, reference_steps=50)
+        for step in (20, 35, 50, 51, 80, 100):
+            expected = PEAK / np.sqrt(max((step if warmup else step + 1) / 50, 1))
+            np.testing.assert_allclose(rate(step), expected, rtol=1e-6)
+    for decay, reference in (('cosine', 50), ('rsqrt', 10)):
+        with pytest.raises(ValueError, match=f'reference_steps = {reference} is for decay rsqrt and not below'):
+            learning_rate_schedule(PEAK, decay, WARMUP, STEPS, reference)
+    optimizer = optimizers.adam(num_steps=99, learning_rate=1.0, decay='rsqrt', reference_steps=2)
+    params, sizes = {'kernel': jnp.ones(3)}, []
+    state = optimizer.init(params)
+    for _ in range(8):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        sizes.append(float(-updates['kernel'][0]))
+    np.testing.assert_allclose(sizes, 1 / np.sqrt(np.maximum(np.arange(1, 9) / 2, 1)), rtol=1e-4)
+
+
 def test_schedule_without_warmup_starts_at_the_peak():
     for decay in DECAYS:
         np.testing.assert_allclose(learning_rate_schedule(PEAK, decay, 0, STEPS)(0), PEAK)
