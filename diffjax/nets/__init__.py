@@ -19,6 +19,8 @@ from diffjax.nets.mlp import MLP
 from diffjax.nets.mmdit import MMDiT
 from diffjax.nets.model import as_model as as_model
 from diffjax.nets.model import count_parameters as count_parameters
+from diffjax.nets.pixart import PixArt
 from diffjax.nets.unet import UNet
+from diffjax.nets.uvit import UViT
 
-__all__ = ['DiT', 'EDM2', 'Flux', 'MMDiT', 'UNet', 'MLP']
+__all__ = ['DiT', 'EDM2', 'Flux', 'MMDiT', 'PixArt', 'UNet', 'UViT', 'MLP']

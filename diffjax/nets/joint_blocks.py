@@ -31,12 +31,10 @@ from flax import linen as nn
 
 from diffjax.core.types import Array
 from diffjax.nets.conditions import LabelTokens, check_condition
-from diffjax.nets.dit import layer_norm
-from diffjax.nets.layers import FlatDense, TimestepEmbedding, attention, modulate
+from diffjax.nets.dit_blocks import layer_norm
+from diffjax.nets.layers import FlatDense, SelfAttention, TimestepEmbedding, attention, head_norm, modulate
 from diffjax.nets.rotary import Turns, turned
 
-QK_NORMS = ('none', 'rms')
-BLOCK_KINDS = ('joint', 'dual', 'last')
 ZEROS = nn.initializers.zeros
 
 
@@ -68,10 +66,7 @@ def split_heads(qkv: jax.Array, num_heads: int, qk_norm: str) -> tuple[jax.Array
     To be called in a compact module, where the norms' scales are `q_norm` and `k_norm`.
     """
     q, k, v = (part.reshape(*part.shape[:2], num_heads, -1) for part in jnp.split(qkv, 3, axis=-1))
-    if qk_norm == 'rms':
-        norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=jnp.float32)
-        q, k = norm(name='q_norm')(q).astype(q.dtype), norm(name='k_norm')(k).astype(k.dtype)
-    return q, k, v
+    return head_norm(q, qk_norm, 'q_norm'), head_norm(k, qk_norm, 'k_norm'), v
 
 
 def merged_attention(q: jax.Array, k: jax.Array, v: jax.Array, context: Context, implementation: str) -> jax.Array:
@@ -119,8 +114,8 @@ class Stream(nn.Module):
         self.modulation = dense(modulations * self.size, kernel_init=ZEROS)
         self.heads = HeadProjections(self.num_heads, self.qk_norm, self.compute_dtype)
         if self.kind == 'dual':
-            self.own_heads = HeadProjections(self.num_heads, self.qk_norm, self.compute_dtype)
-            self.own_out = dense(self.size)
+            fields = (self.num_heads, self.compute_dtype, self.attention)
+            self.own_attention = SelfAttention(*fields, qk_norm=self.qk_norm)
         if self.kind != 'last':
             self.out, self.mlp_in, self.mlp_out = dense(self.size), dense(4 * self.size), dense(self.size)
 
@@ -136,15 +131,11 @@ class Stream(nn.Module):
         gate_1, shift_2, scale_2, gate_2 = modulations[2:6]
         h = gate_1[:, None] * self.out(h)
         if self.kind == 'dual':
-            h = h + self._own_attention(x, *modulations[6:])
+            shift_3, scale_3, gate_3 = modulations[6:]
+            h = h + gate_3[:, None] * self.own_attention(modulate(self.norm(x), shift_3, scale_3))
         x = x + h
         h = self.mlp_in(modulate(self.norm(x), shift_2, scale_2))
         return x + gate_2[:, None] * self.mlp_out(nn.gelu(h, approximate=True))
-
-    def _own_attention(self, x: jax.Array, shift: jax.Array, scale: jax.Array, gate: jax.Array) -> jax.Array:
-        q, k, v = self.own_heads(modulate(self.norm(x), shift, scale))
-        h = attention(q, k, v, implementation=self.attention)
-        return gate[:, None] * self.own_out(h.reshape(x.shape))
 
 
 class JointBlock(nn.Module):

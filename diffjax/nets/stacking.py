@@ -20,38 +20,92 @@ REMAT_POLICIES = {
 }
 
 
+SCANNED = (True, False, 'auto')
+
+
+def check_scan_layers(value: bool | str) -> None:
+    """Raises ValueError where it is none of `SCANNED`."""
+    if value not in SCANNED:
+        raise ValueError(f"scan_layers={value!r} is not known; choose one of True, False, 'auto'")
+
+
 def trunk(
     block: type[nn.Module],
     fields: dict[str, Any],
     carry: PyTree,
     *inputs: PyTree,
     depth: int,
-    scan_layers: bool,
+    scan_layers: bool | str,
     remat: str,
     name: str = 'blocks',
 ) -> PyTree:
-    """`carry` after `depth` blocks `carry, _ = block(**fields)(carry, *inputs)`. To be called in a compact method.
+    """`carry` after `depth` blocks `carry, _ = block(**fields)(carry, *inputs)`, all of which see the same `inputs`.
 
-    A block returns a pair because a scan wants a carry and an output; every block sees the same `inputs`. With
-    `scan_layers` one block is compiled and run `depth` times, its parameters stacked under `name`; without, there are
-    `depth` blocks with parameters under `name_0`, `name_1`, ... `remat` is one of `REMAT_POLICIES`.
+    To be called in a compact method. A block returns a pair because a scan wants a carry and an output.
+
+    scan_layers: True compiles one block and runs it `depth` times, with its parameters stacked under `name`; False
+        compiles `depth` blocks, with parameters under `name_0`, `name_1`, ...; 'auto' has the parameters stacked, so
+        that checkpoints are the same everywhere, and runs as is best on the platform: on CPUs a scan costs a tenth of
+        a train step, elsewhere nothing but compile time matters.
+    remat: one of `REMAT_POLICIES`.
     """
     if depth == 0:
         return carry
-    if remat != 'none':
-        # Inside a scan nothing can be shared with the forward pass anyway, and the barrier against it costs time.
-        block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=not scan_layers)
-    if scan_layers:
-        per_layer = {'variable_axes': {'params': 0}, 'split_rngs': {'params': True, 'dropout': True}}
-        layers = nn.scan(block, **per_layer, in_axes=nn.broadcast, length=depth)
-        return layers(**fields, name=name)(carry, *inputs)[0]
-    for i in range(depth):
-        carry, _ = block(**fields, name=f'{name}_{i}')(carry, *inputs)
-    return carry
+    if not scan_layers:
+        block = _remembering(block, remat)
+        for i in range(depth):
+            carry, _ = block(**fields, name=f'{name}_{i}')(carry, *inputs)
+        return carry
+    layers = _scanned(block, depth, scan_layers, remat, (nn.broadcast,) * len(inputs))
+    return layers(**fields, name=name)(carry, *inputs)[0]
+
+
+def trunk_with_skips(
+    block: type[nn.Module],
+    fields: dict[str, Any],
+    carry: PyTree,
+    skips: Any = None,
+    *,
+    depth: int,
+    scan_layers: bool | str,
+    remat: str,
+    name: str,
+) -> tuple[PyTree, Any]:
+    """(carry, outputs) after `depth` blocks `carry, output = block(**fields)(carry, skip)`, a skip for each.
+
+    skips: the outputs of another such trunk, of which the last goes to the first block here; or None, for all.
+    """
+    if not scan_layers:
+        block, outputs = _remembering(block, remat), []
+        for i in range(depth):
+            skip = None if skips is None else skips[depth - 1 - i]
+            carry, output = block(**fields, name=f'{name}_{i}')(carry, skip)
+            outputs.append(output)
+        return carry, outputs
+    layers = _scanned(block, depth, scan_layers, remat, (0,))
+    return layers(**fields, name=name)(carry, jax.tree.map(lambda a: a[::-1], skips))
+
+
+def _remembering(block: type[nn.Module], remat: str, *, prevent_cse: bool = True) -> type[nn.Module]:
+    return block if remat == 'none' else nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
+
+
+def _scanned(block: type[nn.Module], depth: int, scan_layers: bool | str, remat: str, in_axes: tuple) -> Any:
+    """The block `depth` times, parameters stacked: a loop in the program, or written out."""
+    written_out = scan_layers == 'auto' and jax.default_backend() == 'cpu'
+    return nn.scan(
+        # Inside a loop nothing can be shared with the forward pass anyway, and the barrier against it costs time.
+        _remembering(block, remat, prevent_cse=written_out),
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=in_axes,
+        length=depth,
+        unroll=depth if written_out else 1,
+    )
 
 
 def stack_layers(params: PyTree, name: str = 'blocks') -> PyTree:
-    """Unrolled parameters (`scan_layers=False`) -> those of the same network with `scan_layers=True`."""
+    """Unrolled parameters (`scan_layers=False`) -> those of the same network with `scan_layers=True` or 'auto'."""
     layers = {key for key in params if key.startswith(f'{name}_') and key[len(name) + 1 :].isdecimal()}
     if not layers:
         raise ValueError(f"these parameters have no '{name}_0', '{name}_1', ... to stack; they have {sorted(params)}")
@@ -61,7 +115,7 @@ def stack_layers(params: PyTree, name: str = 'blocks') -> PyTree:
 
 
 def unstack_layers(params: PyTree, name: str = 'blocks') -> PyTree:
-    """Stacked parameters (`scan_layers=True`) -> those of the same network with `scan_layers=False`."""
+    """Stacked parameters -> those of the same network with `scan_layers=False`."""
     if name not in params:
         raise ValueError(f'these parameters have no stacked {name!r}; they have {sorted(params)}')
     rest = {key: value for key, value in params.items() if key != name}

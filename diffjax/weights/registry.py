@@ -1,6 +1,6 @@
 """Every covered architecture. A new one is a file with its `ARCHITECTURE`, and a line here."""
 
-from diffjax.weights import autoencoder, dit, flux, mmdit, unet, unet_text
+from diffjax.weights import autoencoder, dit, flux, mmdit, pixart, unet, unet_text
 
 ARCHITECTURES = {  # by the class name in a config.json
     architecture.class_name: architecture
@@ -9,6 +9,7 @@ ARCHITECTURES = {  # by the class name in a config.json
         dit.ORIGINAL,
         mmdit.ARCHITECTURE,
         flux.ARCHITECTURE,
+        pixart.ARCHITECTURE,
         unet.ARCHITECTURE,
         unet_text.ARCHITECTURE,
         autoencoder.KL,

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from numpy_dit import numpy_dit
 
 from diffjax.core.types import Model
 from diffjax.nets import DiT, as_model, count_parameters
-from diffjax.nets.dit import DiTBlock, patchify, unpatchify
+from diffjax.nets.dit import patchify, unpatchify
+from diffjax.nets.dit_blocks import BlockStyle, Context, DiTBlock
 from diffjax.nets.stacking import stack_layers, unstack_layers
 
 TINY = dict(patch_size=2, hidden_size=16, depth=2, num_heads=2, num_classes=5, out_channels=3)  # noqa: C408
@@ -78,7 +80,7 @@ def _count_by_hand(d, depth, p, channels=4, out_channels=8, classes=1000, size=3
         (768, 12, 12, 2, True, 130_512_416, 130.5),
         (1024, 24, 16, 2, True, 458_102_816, 458.1),
         (1152, 28, 16, 2, True, 675_129_632, 675.1),
-        (384, 12, 6, 8, True, None, None),
+        (384, 12, 6, 8, 'auto', None, None),
     ],
 )
 def test_parameter_counts_are_the_published_ones(width, depth, heads, patch, scan_layers, exact, millions):
@@ -98,63 +100,12 @@ def test_parameter_counts_are_the_published_ones(width, depth, heads, patch, sca
 # An independent forward pass ------------------------------------------------------------------------------------------
 
 
-def _numpy_dit(params, x, t, label, p, heads):
-    """One sample `[H, W, C]` through equations (1) to (3), float64, loops where the network has reshapes."""
-    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-
-    def linear(h, layer):
-        return h @ layer['kernel'] + layer['bias']
-
-    def silu(h):
-        return h / (1 + np.exp(-h))
-
-    def gelu(h):
-        return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-
-    def norm(h):
-        return (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
-
-    def attend(h, layer):
-        d = h.shape[-1] // heads
-        q, k, v = np.split(linear(h, layer['qkv']), 3, axis=-1)
-        out = np.zeros_like(q)
-        for i in range(heads):
-            cut = slice(i * d, (i + 1) * d)
-            weights = np.exp(q[:, cut] @ k[:, cut].T / np.sqrt(d))
-            out[:, cut] = weights / weights.sum(-1, keepdims=True) @ v[:, cut]
-        return linear(out, layer['out'])
-
-    height, width, _ = x.shape
-    corners = [(i, j) for i in range(0, height, p) for j in range(0, width, p)]
-    tokens = np.stack([x[i : i + p, j : j + p].reshape(-1) for i, j in corners])
-    tokens = linear(tokens, params['patch_embed']) + params['pos_embed']
-
-    angles = t * 10_000 ** (-np.arange(128) / 128)
-    time = params['condition']['time']
-    c = linear(silu(linear(np.concatenate([np.cos(angles), np.sin(angles)]), time['in'])), time['out'])
-    c = silu(c + params['condition']['label']['table']['embedding'][label])
-
-    for i in range(sum(name.startswith('blocks_') for name in params)):
-        block = params[f'blocks_{i}']
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = np.split(linear(c, block['modulation']), 6)
-        tokens = tokens + gate_1 * attend(norm(tokens) * (1 + scale_1) + shift_1, block['attention'])
-        h = linear(norm(tokens) * (1 + scale_2) + shift_2, block['mlp_in'])
-        tokens = tokens + gate_2 * linear(gelu(h), block['mlp_out'])
-
-    shift, scale = np.split(linear(c, params['final_modulation']), 2)
-    tokens = linear(norm(tokens) * (1 + scale) + shift, params['final'])
-    out = np.zeros((height, width, tokens.shape[-1] // p**2))
-    for token, (i, j) in zip(tokens, corners, strict=True):
-        out[i : i + p, j : j + p] = token.reshape(p, p, -1)
-    return out
-
-
 def test_forward_pass_equals_an_independent_one(tiny, batch):
     model, params = tiny
     x, t, labels = batch
     labels = labels.at[0].set(5)  # the null label
     got = model.apply(params, x, t, labels)
-    expected = np.stack([_numpy_dit(params, np.asarray(x[b]), float(t[b]), int(labels[b]), 2, 2) for b in range(3)])
+    expected = np.stack([numpy_dit(params, np.asarray(x[b]), float(t[b]), int(labels[b]), 2, 2) for b in range(3)])
     assert np.std(expected) > 0.3
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.std(expected))
 
@@ -196,10 +147,10 @@ def test_at_the_start_the_output_is_zero_and_blocks_are_the_identity(batch):
     for scan_layers in (True, False):
         model, params = _init(scan_layers=scan_layers)
         chex.assert_trees_all_equal(model.apply(params, *batch), jnp.zeros((3, 4, 6, 3)))
-    block = DiTBlock(2, 4.0, 'float32', 'xla')
+    block = DiTBlock(BlockStyle(2, 4.0, 'float32', 'xla'))
     tokens, c = jax.random.normal(jax.random.key(0), (2, 5, 16)), jax.random.normal(jax.random.key(1), (2, 16))
-    weights = jax.jit(block.init)(jax.random.key(2), tokens, c)
-    chex.assert_trees_all_equal(block.apply(weights, tokens, c)[0], tokens)
+    weights = jax.jit(block.init)(jax.random.key(2), tokens, Context(c))
+    chex.assert_trees_all_equal(block.apply(weights, tokens, Context(c))[0], tokens)
 
 
 def test_initial_distributions_are_the_published_ones():
@@ -335,6 +286,7 @@ def test_without_classes_it_takes_no_labels(batch):
         ({'hidden_size': 6}, 'hidden_size=6 must be a multiple of 4 .*positions.*for example 8'),
         ({'remat': 'some'}, "remat='some' is not known; choose one of 'none', 'full', 'dots'"),
         ({'attention': 'flash'}, "attention='flash' is not known; choose one of 'auto', 'xla', 'cudnn'"),
+        ({'scan_layers': 'yes'}, "scan_layers='yes' is not known; choose one of True, False, 'auto'"),
         ({'compute_dtype': 'bf16'}, "compute_dtype='bf16' is not known; .*'float32', 'bfloat16', 'float16'"),
     ],
 )
