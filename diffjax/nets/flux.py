@@ -16,6 +16,8 @@ They are trained with `flow` and `velocity` and are told t on the scale 0 to 100
 any shift of the grid: sample them with the schedule `flow` and the grid `dynamic_shift` (dev) or `uniform` (schnell).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ from diffjax.nets.joint_blocks import (
 )
 from diffjax.nets.layers import ATTENTION_IMPLEMENTATIONS, COMPUTE_DTYPES, FlatDense, check_choice, check_rank
 from diffjax.nets.rotary import turns
-from diffjax.nets.stacking import REMAT_POLICIES, trunk
+from diffjax.nets.stacking import REMAT_POLICIES, check_scan_layers, trunk
 
 PATCH_SIZE = 2
 GUIDANCES = ('none', 'embedded')
@@ -48,14 +50,14 @@ class Flux(nn.Module, kw_only=True):
     `num_classes > 0`, labels int32 [B], each of which learns `num_label_tokens` tokens of text.
 
     `rope_sizes`: features of a head for each id, even numbers whose sum is `hidden_size / num_heads`.
-    Parameters: `double_blocks_i` and `single_blocks_i`, stacked with `scan_layers`.
+    Parameters: `double_blocks_i` and `single_blocks_i`, stacked as `scan_layers` says (nets/stacking.py).
     """
 
     hidden_size: int
     depth: int
     single_depth: int
     num_heads: int
-    rope_sizes: tuple[int, ...] = (16, 56, 56)
+    rope_sizes: Sequence[int] = (16, 56, 56)
     text_size: int = 4096
     pooled_size: int = 768
     guidance: str = 'none'
@@ -63,18 +65,19 @@ class Flux(nn.Module, kw_only=True):
     num_label_tokens: int = 4
     out_channels: int
     compute_dtype: str = 'float32'
-    scan_layers: bool = True
+    scan_layers: bool | str = 'auto'
     remat: str = 'none'
     attention: str = 'auto'
 
     def __post_init__(self):
         check_choice('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
         check_choice('remat', self.remat, tuple(REMAT_POLICIES))
+        check_scan_layers(self.scan_layers)
         check_choice('attention', self.attention, ATTENTION_IMPLEMENTATIONS)
         check_choice('guidance', self.guidance, GUIDANCES)
         if self.depth < 1 or self.single_depth < 1:
             raise ValueError(f'depth={self.depth} and single_depth={self.single_depth} must be at least 1')
-        sizes = tuple(self.rope_sizes)
+        sizes = self.rope_sizes = tuple(self.rope_sizes)  # a config has a list, which has no hash
         if len(sizes) != 3 or any(size % 2 or size < 2 for size in sizes):
             raise ValueError(f'rope_sizes are three even numbers, as in (16, 56, 56); got {sizes}')
         if self.hidden_size != self.num_heads * sum(sizes):

@@ -29,7 +29,6 @@ from flax import linen as nn
 from diffjax.core.types import Array, PyTree
 from diffjax.nets.dit import patchify, unpatchify
 from diffjax.nets.joint_blocks import (
-    QK_NORMS,
     Context,
     JointBlock,
     ModulatedOutput,
@@ -40,12 +39,13 @@ from diffjax.nets.joint_blocks import (
 from diffjax.nets.layers import (
     ATTENTION_IMPLEMENTATIONS,
     COMPUTE_DTYPES,
+    QK_NORMS,
     FlatDense,
     check_choice,
     check_rank,
     sincos_line,
 )
-from diffjax.nets.stacking import REMAT_POLICIES, trunk
+from diffjax.nets.stacking import REMAT_POLICIES, check_scan_layers, trunk
 
 GRID_UNITS = 16  # a usual image covers positions 0 to 16: the tokens of 256 pixels, at which the paper's scale is 1
 
@@ -57,8 +57,9 @@ class MMDiT(nn.Module, kw_only=True):
     [B, S]; or, with `num_classes > 0`, labels int32 [B], each of which learns `num_label_tokens` tokens of text.
 
     H and W are multiples of `patch_size`, at most `pos_embed_max_size` times it; `pos_embed_base_size` is s of (1).
-    `qk_norm`: 'rms' or 'none'. The first `num_dual_blocks` blocks also have an attention among the image's tokens.
-    Parameters: `dual_blocks_i`, `blocks_i` and `last_block`; the first two are stacked with `scan_layers`.
+    `qk_norm`: 'none', 'rms' or 'layer'. The first `num_dual_blocks` blocks also have an attention among the tokens of
+    the image. Parameters: `dual_blocks_i`, `blocks_i` and `last_block`; `scan_layers`, see nets/stacking.py, is about
+    the first two.
     """
 
     patch_size: int = 2
@@ -75,13 +76,14 @@ class MMDiT(nn.Module, kw_only=True):
     num_label_tokens: int = 4
     out_channels: int
     compute_dtype: str = 'float32'
-    scan_layers: bool = True
+    scan_layers: bool | str = 'auto'
     remat: str = 'none'
     attention: str = 'auto'
 
     def __post_init__(self):
         check_choice('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
         check_choice('remat', self.remat, tuple(REMAT_POLICIES))
+        check_scan_layers(self.scan_layers)
         check_choice('attention', self.attention, ATTENTION_IMPLEMENTATIONS)
         check_choice('qk_norm', self.qk_norm, QK_NORMS)
         for divisor, reason in ((self.num_heads, 'num_heads'), (4, 'two-dimensional positions need it')):

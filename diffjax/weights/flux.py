@@ -51,7 +51,7 @@ def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
         'depth': settings.integer('num_layers', 19, most=512),
         'single_depth': settings.integer('num_single_layers', 38, most=512),
         'num_heads': heads,
-        'rope_sizes': sizes,
+        'rope_sizes': list(sizes),
         'text_size': settings.integer('joint_attention_dim', 4096),
         'pooled_size': settings.integer('pooled_projection_dim', 768),
         'guidance': 'embedded' if guided else 'none',
@@ -105,7 +105,7 @@ def table(options: Mapping[str, Any]) -> list[Leaf]:
         rows += [
             *dense(f'{ours}/modulation', f'{theirs}.norm.linear'),
             *dense(f'{ours}/in', *parts, sizes=(size, size, size, 4 * size)),
-            *qk_norms(ours, f'{theirs}.attn', norms),
+            *qk_norms(ours, f'{theirs}.attn', 'rms', norms),
             *dense(f'{ours}/out', f'{theirs}.proj_out'),
         ]
     return [

@@ -14,7 +14,7 @@ from diffjax.weights.rules import ROW, Leaf, array, dense, norm, patches
 from diffjax.weights.settings import Settings
 
 CLASS_NAME = 'SD3Transformer2DModel'
-QK_NORMS = {None: 'none', 'rms_norm': 'rms'}
+QK_NORMS = {None: 'none', 'rms_norm': 'rms', 'layer_norm': 'layer'}
 
 
 def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,22 +142,25 @@ def stream(ours: str, theirs: str, qk_norm: str, names: tuple) -> list[Leaf]:
 
 
 def heads(ours: str, theirs: str, qk_norm: str, qkv: tuple[str, ...], norms: tuple[str, str]) -> list[Leaf]:
-    """q, k and v, and the scales of their norms where there are some."""
-    rows = dense(f'{ours}/qkv', *(f'{theirs}.{name}' for name in qkv))
-    return rows + (qk_norms(ours, theirs, norms) if qk_norm == 'rms' else [])
+    """q, k and v, and their norms."""
+    return dense(f'{ours}/qkv', *(f'{theirs}.{name}' for name in qkv)) + qk_norms(ours, theirs, qk_norm, norms)
 
 
-def qk_norms(ours: str, theirs: str, norms: tuple[str, str]) -> list[Leaf]:
-    """The scales of the norms of q and k."""
-    names = zip(('q_norm', 'k_norm'), norms, strict=True)
-    return [leaf for mine, name in names for leaf in norm(f'{ours}/{mine}', f'{theirs}.{name}', bias=False)]
+def qk_norms(ours: str, theirs: str, qk_norm: str, names: tuple[str, str]) -> list[Leaf]:
+    """The norms of q and k, where there are some; a layer norm has a bias."""
+    if qk_norm == 'none':
+        return []
+    pairs = zip(('q_norm', 'k_norm'), names, strict=True)
+    return [
+        leaf for mine, name in pairs for leaf in norm(f'{ours}/{mine}', f'{theirs}.{name}', bias=qk_norm == 'layer')
+    ]
 
 
 def own_attention(ours: str, theirs: str, qk_norm: str) -> list[Leaf]:
     """The image's second attention, of Stable Diffusion 3.5 medium."""
     _, qkv, norms, out, _ = IMAGE
-    rows = heads(f'{ours}/image/own_heads', f'{theirs}.attn2', qk_norm, qkv, norms)
-    return rows + dense(f'{ours}/image/own_out', f'{theirs}.attn2.{out}')
+    name = f'{ours}/image/own_attention'
+    return heads(name, f'{theirs}.attn2', qk_norm, qkv, norms) + dense(f'{name}/out', f'{theirs}.attn2.{out}')
 
 
 ARCHITECTURE = Architecture(CLASS_NAME, 'MMDiT', to_options, to_config, table, inputs)

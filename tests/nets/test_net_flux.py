@@ -91,6 +91,7 @@ def test_products_of_turned_heads_depend_on_differences_of_positions_alone():
         ({'rope_sizes': (1, 3, 4)}, r'rope_sizes are three even numbers, as in \(16, 56, 56\); got \(1, 3, 4\)'),
         ({'guidance': 'yes'}, "guidance='yes' is not known; choose one of 'none', 'embedded'"),
         ({'remat': 'some'}, "remat='some' is not known; choose one of 'none', 'full', 'dots'"),
+        ({'scan_layers': 'no'}, "scan_layers='no' is not known; choose one of True, False, 'auto'"),
         ({'attention': 'flash'}, "attention='flash' is not known; choose one of 'auto'"),
         ({'compute_dtype': 'bf16'}, "compute_dtype='bf16' is not known; .*'float32', 'bfloat16', 'float16'"),
     ],

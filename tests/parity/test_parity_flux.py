@@ -7,6 +7,7 @@ pytest.importorskip('diffusers', reason='parity with diffusers needs the extra [
 
 from networks import check_published_shapes, nchw, network_case, nhwc, tensor  # noqa: E402
 
+from diffjax.weights.architecture import WeightsError  # noqa: E402
 from diffjax.weights.flux import ARCHITECTURE  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
@@ -96,10 +97,28 @@ def test_outputs_without_guidance_are_diffusers():
     assert ARCHITECTURE.to_options(ARCHITECTURE.to_config(plain.options)) == plain.options
 
 
-def test_round_trip_is_exact(case):
+def test_round_trip_is_exact_and_diffusers_loads_the_export(case, tmp_path):
     case.check_round_trip()
+    case.check_export_loads(tmp_path)
     assert ARCHITECTURE.to_options(ARCHITECTURE.to_config(case.options)) == case.options
 
 
 def test_the_published_size_has_the_names_and_shapes_of_the_table():
     check_published_shapes(ARCHITECTURE, NAME, DEV)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'patch_size': 2}, 'patch_size is 2; covered: 1'),
+        ({'in_channels': 10}, 'in_channels is 10; covered: a multiple of 4'),
+        ({'out_channels': 6}, 'out_channels is 6; covered: a multiple of 4'),
+        ({'axes_dims_rope': [4, 4, 4]}, 'axes_dims_rope .*; covered: three even numbers whose sum is .*=16'),
+        ({'axes_dims_rope': [3, 5, 8]}, 'axes_dims_rope .*; covered: three even numbers'),
+        ({'guidance_embeds': 1}, 'guidance_embeds is 1; covered: False or True'),
+        ({'theta': 5}, 'settings that are not covered: .*theta'),
+    ],
+)
+def test_settings_that_are_not_covered_are_refused(changes, message):
+    with pytest.raises(WeightsError, match=message):
+        ARCHITECTURE.to_options(TINY | changes)

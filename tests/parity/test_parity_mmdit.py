@@ -7,6 +7,7 @@ pytest.importorskip('diffusers', reason='parity with diffusers needs the extra [
 
 from networks import check_published_shapes, nchw, network_case, nhwc, tensor  # noqa: E402
 
+from diffjax.weights.architecture import WeightsError  # noqa: E402
 from diffjax.weights.mmdit import ARCHITECTURE  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
@@ -68,18 +69,36 @@ def test_outputs_are_diffusers(case):
     assert case.error(inputs, theirs(*inputs)) < 1e-5
 
 
-def test_outputs_without_the_later_options_are_diffusers():
+@pytest.mark.parametrize('qk_norm', [None, 'layer_norm'])
+def test_outputs_without_the_later_options_are_diffusers(qk_norm):
     inputs = batch()
-    plain = network_case(ARCHITECTURE, NAME, PLAIN)
+    plain = network_case(ARCHITECTURE, NAME, PLAIN | {'qk_norm': qk_norm})
     assert plain.error(inputs, theirs(*inputs)) < 1e-5
     plain.check_round_trip()
 
 
-def test_round_trip_is_exact(case):
+def test_round_trip_is_exact_and_diffusers_loads_the_export(case, tmp_path):
     case.check_round_trip()
+    case.check_export_loads(tmp_path)
     assert ARCHITECTURE.to_options(ARCHITECTURE.to_config(case.options)) == case.options
 
 
 @pytest.mark.parametrize('config', [MEDIUM, MEDIUM_3_5], ids=['3', '3.5'])
 def test_the_published_size_has_the_names_and_shapes_of_the_table(config):
     check_published_shapes(ARCHITECTURE, NAME, config)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'sample_size': 9}, 'sample_size is 9; covered: a multiple of patch_size=2'),
+        ({'caption_projection_dim': 48}, 'caption_projection_dim is 48; covered: 32'),
+        ({'dual_attention_layers': [1]}, r'dual_attention_layers is \[1\]; covered: the first blocks'),
+        ({'dual_attention_layers': [0, 1, 2]}, r'dual_attention_layers .*, without the last one, 2'),
+        ({'qk_norm': 'l2'}, "qk_norm is 'l2'; covered: None or 'rms_norm' or 'layer_norm'"),
+        ({'activation': 'relu'}, 'settings that are not covered: .*activation'),
+    ],
+)
+def test_settings_that_are_not_covered_are_refused(changes, message):
+    with pytest.raises(WeightsError, match=message):
+        ARCHITECTURE.to_options(TINY | changes)
