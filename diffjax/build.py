@@ -29,7 +29,7 @@ from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan
 from diffjax.core.solvers.plan_records import check_schedule
 from diffjax.core.transforms import Transforms
-from diffjax.data import Source, open_source, prepare
+from diffjax.data import DatasetNotPrepared, Source, blank_source, open_source, prepare
 from diffjax.evaluation import spaces
 from diffjax.evaluation.image_sets import ImageSet
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
@@ -165,8 +165,8 @@ SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'sampler', 'e
 KEYS = ('seed', 'schedule', 'target', 'times', 'weight', 'learned_variance', 'label_drop')
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
-    """Everything that a config describes, checked.
+def build(config: Mapping[str, Any], *, for_sampling: bool = False) -> Experiment:
+    """Everything that a config describes, checked. for_sampling: latents that are not there do not matter.
 
     Raises ConfigError or another ValueError with one line that names what was given and the valid choices.
     """
@@ -185,7 +185,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     optimizer = component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)()
     objective = build_loss(config)
     source, test = (
-        open_source(dataset.name, split, data_dir=dataset.data_dir or None) if split else None
+        open_split(dataset, split, for_sampling=for_sampling) if split else None
         for split in (dataset.split, dataset.test_split)
     )
     task = build_task(config, objective, source)
@@ -205,6 +205,16 @@ def build(config: Mapping[str, Any]) -> Experiment:
     experiment.plan(), experiment.guidance(), experiment.likelihood_trace(), experiment.comparison()
     experiment.trainer().init(experiment.batch_spec)
     return experiment
+
+
+def open_split(dataset: DatasetSettings, split: str, *, for_sampling: bool) -> Source:
+    data_dir = dataset.data_dir or None
+    try:
+        return open_source(dataset.name, split, data_dir=data_dir)
+    except DatasetNotPrepared:
+        if not for_sampling:
+            raise
+        return blank_source(dataset.name, split, data_dir=data_dir)
 
 
 def with_averages(training: Any) -> Any:

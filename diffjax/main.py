@@ -87,7 +87,7 @@ def start():
 
     config = FLAGS.config.to_dict()
     check_same_run(FLAGS.workdir, config)
-    experiment = build(config)
+    experiment = build(config, for_sampling=FLAGS.mode == 'sample')
     device = jax.devices()[0]
     axes = ' x '.join(f'{name} {size}' for name, size in experiment.mesh.shape.items())
     say(f'device: {jax.device_count()} x {device.device_kind} ({device.platform})   mesh: {axes}')

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffjax.build import ConfigError, build
-from diffjax.data import make_iterator
+from diffjax.data import DatasetNotPrepared, make_iterator
 from diffjax.main import find_params
 from diffjax.starting import imported_params
 from diffjax.training.checkpoints import Checkpoints, abstract
@@ -154,6 +154,21 @@ def test_what_is_no_imported_folder_is_refused(config, tmp_path):
     config, experiment = starting_at(config, tmp_path)
     with pytest.raises(ConfigError, match='training.init_from: .*no network.json in it; python -m diffjax.weights'):
         imported_params(config, experiment, tmp_path / 'run')
+
+
+def test_sampling_needs_no_latents_on_disk(get_config, tmp_path):
+    """Published weights of ImageNet latents are sampled by people who have none."""
+    config = get_config('dit_b').to_dict()
+    config['dataset']['data_dir'] = str(tmp_path)
+    config['network'] |= {'hidden_size': 32, 'depth': 1, 'num_heads': 2}
+    with pytest.raises(DatasetNotPrepared, match='imagenet256_latents'):
+        build(config)
+    experiment = build(config, for_sampling=True)
+    assert experiment.sample_shape == (32, 32, 4) and experiment.task.num_classes == 1000
+    assert experiment.batch_spec['std'].shape == (1, 32, 32, 4) and list(tmp_path.iterdir()) == []
+    config['dataset']['name'] = 'cifar10'
+    with pytest.raises(DatasetNotPrepared, match=f'cifar10.*--data_dir={tmp_path}'):
+        build(config, for_sampling=True)
 
 
 def test_without_init_from_nothing_is_read(config, tmp_path):

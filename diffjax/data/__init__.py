@@ -7,7 +7,7 @@ batch = prepare(to_global(next(batches), sharding), key, flip=False)      # x0 i
 
 from diffjax.data.pipeline import make_iterator, read_all, to_global
 from diffjax.data.preparation import DatasetNotPrepared, UnknownDataset, prepare_dataset
-from diffjax.data.sources import Source, list_splits, open_source
+from diffjax.data.sources import Source, blank_source, list_splits, open_source
 from diffjax.data.transforms import BYTE_WIDTH, dequantize, prepare, to_uint8
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     'DatasetNotPrepared',
     'Source',
     'UnknownDataset',
+    'blank_source',
     'dequantize',
     'list_splits',
     'make_iterator',

@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 EMBEDDED = ('digits', 'shapes')
 LATENTS = ('imagenet256_latents', 'imagenet512_latents')
@@ -85,6 +86,12 @@ def explain_missing(name: str, data_dir: str | os.PathLike | None) -> ValueError
 def _our_builder(name: str):
     """The builder class of one of our own datasets."""
     return importlib.import_module(f'diffjax.data.{name}.{name}_dataset_builder').Builder
+
+
+def latent_features(name: str) -> dict[str, Any]:
+    """The features of one of our datasets of latents, whether or not it is prepared."""
+    with tempfile.TemporaryDirectory() as nowhere:
+        return dict(_our_builder(name)(data_dir=nowhere).info.features.items())
 
 
 def _is_whole(directory: Path) -> bool:

@@ -17,9 +17,11 @@ import numpy as np
 
 from diffjax.data.preparation import (
     EMBEDDED,
+    LATENTS,
     DatasetNotPrepared,
     base_name,
     explain_missing,
+    latent_features,
     prepare_quietly,
     resolve_data_dir,
 )
@@ -157,3 +159,15 @@ def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = N
         ) from error
     facts['num_bytes'] *= len(records)
     return Source(name=name, split=split, records=records, **facts)
+
+
+def blank_source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
+    """One blank example in the place of latents that are not prepared: what sampling has to know of a dataset.
+
+    Raises `DatasetNotPrepared`, as `open_source` does, for what is no dataset of latents of ours.
+    """
+    if name not in LATENTS:
+        raise explain_missing(name, data_dir)
+    features = latent_features(name)
+    example = {key: np.zeros(features[key].shape, features[key].np_dtype) for key in features}
+    return Source(name=name, split=split, records=(example,), **_facts(name, features))
