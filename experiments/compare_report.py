@@ -68,14 +68,14 @@ def draw_errors(path: Path, rows: list[dict], column: str, ylabel: str, floors: 
     height = -(-len(schedules) // width)
     figure = Figure(figsize=(7.6 * width, 6.4 * height), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(height, width, squeeze=False).flat
+    axes = list(figure.subplots(height, width, squeeze=False).flat)
     for ax, name in zip(axes, schedules):
         here = [row for row in rows if row['schedule'] == name]
         _panel(ax, best_of_grids(here, column), column, floors.get(name))
         ax.set_title(name, fontsize=11)
         ax.set_xlabel('network evaluations')
         ax.set_ylabel(ylabel)
-    for ax in list(axes)[len(schedules) :]:
+    for ax in axes[len(schedules) :]:
         ax.set_axis_off()
     figure.savefig(path, dpi=110)
 
@@ -156,7 +156,7 @@ def draw_trajectories(path: Path, mixture, panels: list[tuple[str, np.ndarray]])
     side = np.linspace(-3.2, 3.2, 161)
     x, y = np.meshgrid(side, side)
     density = np.exp(mixture.log_density(np.stack([x.ravel(), y.ravel()], -1))).reshape(x.shape)
-    axes = figure.subplots(height, width, squeeze=False).flat
+    axes = list(figure.subplots(height, width, squeeze=False).flat)
     for ax, (title, paths) in zip(axes, panels):
         ax.contourf(x, y, np.sqrt(density), levels=12, cmap='Blues', zorder=0)
         for i in range(paths.shape[1]):
@@ -165,6 +165,6 @@ def draw_trajectories(path: Path, mixture, panels: list[tuple[str, np.ndarray]])
             ax.plot(*paths[-1, i], 'o', color=color, markersize=4, markeredgecolor='k', markeredgewidth=0.4)
         ax.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xticks=[], yticks=[], aspect='equal')
         ax.set_title(title, fontsize=9)
-    for ax in list(axes)[len(panels) :]:
+    for ax in axes[len(panels) :]:
         ax.set_axis_off()
     figure.savefig(path, dpi=110)

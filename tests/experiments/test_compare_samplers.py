@@ -171,3 +171,19 @@ def test_mistakes_are_one_line(experiment, tmp_path):
         with pytest.raises(SystemExit, match='error: .*' + message) as caught:
             main([*arguments, '--num_samples=4', f'--out={tmp_path / "out"}'])
         assert '\n' not in str(caught.value)
+
+
+def test_a_panel_that_is_left_over_stays_empty(experiment, tmp_path, monkeypatch):
+    """Three schedules in a square of four panels."""
+    from matplotlib.figure import Figure
+
+    module, figures = experiment('compare_report'), []
+    monkeypatch.setattr(module, 'Figure', lambda **options: figures.append(Figure(**options)) or figures[-1])
+    rows = [
+        {'schedule': name, 'source': 'diffjax', 'solver': 'ddim', 'budget': n, 'num_evaluations': n, 'error': 1 / n}
+        for name in ('flow', 'edm', 'cosine')
+        for n in (5, 10)
+    ]
+    module.draw_errors(tmp_path / 'errors.png', rows, 'error', 'distance', {})
+    assert [ax.axison for ax in figures[0].axes] == [True, True, True, False]
+    assert [ax.get_title() for ax in figures[0].axes] == ['flow', 'edm', 'cosine', '']
