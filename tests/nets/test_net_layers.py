@@ -56,44 +56,176 @@ def test_positions_have_the_symmetries_of_the_grid():
         layers.sincos_positions(6, 2, 2)
 
 
-@pytest.mark.parametrize('implementation', ['auto', 'xla'])
-def test_attention_is_a_softmax_of_scaled_products(implementation):
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def _heads(dtype=jnp.float32):
+    """q [2, 7, 3, 4], k and v [2, 5, 3, 4]: queries look at other tokens than themselves."""
     rng = np.random.default_rng(0)
-    q, k, v = (2 * rng.standard_normal((2, 7, 3, 4)) for _ in range(3))
-    expected = np.zeros_like(q)
-    for b in range(2):
-        for h in range(3):
-            logits = q[b, :, h] @ k[b, :, h].T / np.sqrt(4)
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            expected[b, :, h] = weights / weights.sum(1, keepdims=True) @ v[b, :, h]
-    got = layers.attention(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)), implementation=implementation)
+    shapes = (2, 7, 3, 4), (2, 5, 3, 4), (2, 5, 3, 4)
+    return tuple(jnp.asarray(2 * rng.standard_normal(shape), dtype) for shape in shapes)
+
+
+KEYS = np.arange(5) < np.array([[5], [2]])  # [B, S]
+FULL = np.random.default_rng(1).random((2, 1, 7, 5)) < 0.7
+FULL[..., 0] = True
+MASKS = {'none': None, 'keys': KEYS, 'full': FULL, 'full of heads': np.broadcast_to(FULL[:1], (1, 3, 7, 5))}
+
+
+def _numpy_attention(q, k, v, mask=None):
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros((*q.shape[:-1], v.shape[-1]))
+    for b, i, h in np.ndindex(*q.shape[:3]):
+        weights = np.exp(k[b, :, h] @ q[b, i, h] / np.sqrt(q.shape[-1]))
+        if mask is not None:
+            row = mask[b] if mask.ndim == 2 else mask[b % len(mask), h % mask.shape[1], i]
+            weights = weights * row
+        out[b, i, h] = weights @ v[b, :, h] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize('mask', MASKS)
+@pytest.mark.parametrize('implementation', ['auto', 'xla'])
+def test_attention_is_a_softmax_of_scaled_products(implementation, mask):
+    q, k, v = _heads()
+    expected = _numpy_attention(q, k, v, MASKS[mask])
+    got = layers.attention(q, k, v, MASKS[mask], implementation=implementation)
     np.testing.assert_allclose(got, expected, atol=2e-6)
-    half = layers.attention(*(jnp.asarray(a, jnp.bfloat16) for a in (q, k, v)), implementation='xla')
+    half = layers.attention(*_heads(jnp.bfloat16), MASKS[mask], implementation='xla')
     assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=0.02, atol=0.03)
 
 
-def test_unknown_attention_is_refused_by_name():
+@pytest.mark.parametrize('mask', ['none', 'keys', 'full'])
+def test_derivatives_of_attention_are_those_of_another_implementation(mask):
+    """In both modes: the backward pass trains, and the likelihood's exact trace goes forward."""
+    where = MASKS[mask]
+
+    def other(q, k, v):
+        full = where[:, None, None] if mask == 'keys' else where
+        return jax.nn.dot_product_attention(q, k, v, mask=full, implementation='xla')
+
+    def ours(q, k, v):
+        return layers.attention(q, k, v, where, implementation='xla')
+
+    direction = jax.tree.map(jnp.cos, _heads())
+    forward, expected = (jax.jvp(f, _heads(), direction)[1] for f in (ours, other))
+    np.testing.assert_allclose(forward, expected, atol=1e-5)
+    (out, back), (_, back_expected) = (jax.vjp(f, *_heads()) for f in (ours, other))
+    chex.assert_trees_all_close(back(jnp.sin(out)), back_expected(jnp.sin(out)), atol=1e-5)
+
+
+def test_large_logits_and_rows_without_a_key_stay_finite():
+    q, k, v = _heads()
+    out, back = jax.vjp(lambda q, k, v: layers.attention(100 * q, 100 * k, v), q, k, v)
+    nearest = np.argmax(np.einsum('blhd,bshd->blhs', q, k), axis=-1)
+    expected = np.take_along_axis(np.asarray(v).swapaxes(1, 2), nearest.swapaxes(1, 2)[..., None], axis=2)
+    np.testing.assert_allclose(out, expected.swapaxes(1, 2), atol=1e-4)
+    assert all(np.isfinite(g).all() for g in back(out))
+    nothing, back = jax.vjp(lambda q, k, v: layers.attention(q, k, v, np.zeros((2, 5), bool)), q, k, v)
+    assert np.isfinite(nothing).all() and all(np.isfinite(g).all() for g in back(nothing))
+
+
+@pytest.fixture(scope='module')
+def both_kernels():
+    """(splash, xla), each a compiled (q, k, v, mask, direction) -> (output, gradients)."""
+
+    def compile_one(implementation):
+        def run(q, k, v, mask, g):
+            out, back = jax.vjp(lambda *a: layers.attention(*a, mask, implementation=implementation), q, k, v)
+            return out, back(g)
+
+        return jax.jit(run)
+
+    return compile_one('splash'), compile_one('xla')
+
+
+def test_splash_is_xla(both_kernels):
+    """Interpreted, here; with lengths that are no multiple of what the kernel takes."""
+    splash, xla = both_kernels
+    q, k, v = _heads()
+    for mask in (jnp.ones((2, 5), bool), jnp.asarray(KEYS)):
+        chex.assert_trees_all_close(splash(q, k, v, mask, q), xla(q, k, v, mask, q), atol=2e-5)
+
+
+def test_splash_splits_over_batch_and_heads(both_kernels):
+    """Each device runs the kernel on its own samples and heads, and what comes out stays where it was made."""
+    splash, _ = both_kernels
+    q, k, v = (jnp.concatenate([a, a[:, :, :1]], axis=2) for a in _heads())
+    expected = splash(q, k, v, jnp.asarray(KEYS), q)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('data', 'tensor'))
+    spec = jax.P('data', None, 'tensor')
+    q, k, v = (jax.device_put(a, jax.NamedSharding(mesh, spec)) for a in (q, k, v))
+    mask = jax.device_put(jnp.asarray(KEYS), jax.NamedSharding(mesh, jax.P('data')))
+    out, gradients = splash(q, k, v, mask, q)
+    assert all(a.sharding.spec == spec for a in (out, *gradients))
+    chex.assert_trees_all_close(jax.device_get((out, gradients)), jax.device_get(expected), atol=2e-5)
+
+
+def test_attention_that_cannot_be_is_refused():
     q = jnp.zeros((1, 2, 1, 4))
-    with pytest.raises(ValueError, match="attention='flash' is not known; choose one of 'auto', 'xla', 'cudnn'"):
+    with pytest.raises(ValueError, match="='flash' is not known; choose one of 'auto', 'xla', 'cudnn', 'splash'"):
         layers.attention(q, q, q, implementation='flash')
+    with pytest.raises(
+        ValueError, match=r"'splash' takes a mask \[B, S\]; got shape \(1, 1, 2, 2\), as 'xla' takes it"
+    ):
+        layers.attention(q, q, q, np.ones((1, 1, 2, 2), bool), implementation='splash')
 
 
-def test_attention_chooses_cudnn_only_where_it_exists(monkeypatch):
+def test_attention_is_chosen_by_platform(monkeypatch):
     chosen = []
-    monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda q, k, v, implementation: chosen.append(implementation))
-    for platform, dtype, head_dim in (
-        ('gpu', jnp.bfloat16, 64),
-        ('gpu', jnp.float16, 72),
-        ('gpu', jnp.float32, 64),
-        ('gpu', jnp.bfloat16, 12),
-        ('tpu', jnp.bfloat16, 64),
-        ('cpu', jnp.bfloat16, 64),
+
+    def note(name):
+        return lambda *args, **kwargs: chosen.append(name)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', note('cudnn'))
+    monkeypatch.setattr(layers, '_attention_by_xla', note('xla'))
+    monkeypatch.setattr('diffjax.nets.splash.splash_attention', note('splash'))
+    full = np.ones((1, 1, 2, 2), bool)
+    for platform, dtype, head_dim, mask, right in (
+        ('gpu', jnp.bfloat16, 64, None, 'cudnn'),
+        ('gpu', jnp.float16, 72, np.ones((1, 2), bool), 'cudnn'),
+        ('gpu', jnp.bfloat16, 64, full, 'cudnn'),
+        ('gpu', jnp.bfloat16, 64, np.ones((1, 3), bool), 'xla'),  # a mask of odd length has no backward pass there
+        ('gpu', jnp.float32, 64, None, 'xla'),
+        ('gpu', jnp.bfloat16, 12, None, 'xla'),
+        ('gpu', jnp.bfloat16, 136, None, 'xla'),
+        ('tpu', jnp.bfloat16, 64, None, 'splash'),
+        ('tpu', jnp.float32, 64, np.ones((1, 2), bool), 'splash'),
+        ('tpu', jnp.bfloat16, 64, full, 'xla'),
+        ('cpu', jnp.bfloat16, 64, None, 'xla'),
     ):
         monkeypatch.setattr(jax, 'default_backend', lambda platform=platform: platform)
         q = jnp.zeros((1, 2, 1, head_dim), dtype)
-        layers.attention(q, q, q)
-    assert chosen == ['cudnn', 'cudnn', 'xla', 'xla', 'xla', 'xla']
+        k = q if mask is None else jnp.zeros((1, mask.shape[-1], 1, head_dim), dtype)
+        layers.attention(q, k, k, mask)
+        assert chosen.pop() == right, (platform, dtype, head_dim)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'gpu', reason='cuDNN needs a GPU')
+@pytest.mark.parametrize('mask', ['none', 'keys'])
+def test_cudnn_is_xla(mask):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 64, 2, 64), jnp.bfloat16) for i in range(3))
+    where = None if mask == 'none' else np.arange(64) < np.array([[64], [10]])
+    flash, xla = (layers.attention(q, k, v, where, implementation=name) for name in ('cudnn', 'xla'))
+    np.testing.assert_allclose(flash.astype(jnp.float32), xla.astype(jnp.float32), atol=0.03)
+
+
+def test_cross_attention_reads_the_other_tokens_alone():
+    """Against NumPy on its own weights; what is masked does not matter."""
+    x, to = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 7, 8), (2, 5, 6)]))
+    layer = layers.CrossAttention(2, 'float32')
+    params = layer.init(jax.random.key(2), x, to, KEYS)
+    weights = params['params']
+    q = (x @ weights['q']['kernel']).reshape(2, 7, 2, 4)
+    k, v = (a.reshape(2, 5, 2, 4) for a in np.split(to @ weights['kv']['kernel'], 2, axis=-1))
+    expected = _numpy_attention(q, k, v, KEYS).reshape(2, 7, 8) @ weights['out']['kernel']
+    out = layer.apply(params, x, to, KEYS)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_array_equal(layer.apply(params, x, jnp.where(KEYS[..., None], to, 9.0), KEYS), out)
+
+
+# Modulation, dense layers, labels -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('shape', [(2, 3), (2, 5, 3), (2, 4, 5, 3)])
