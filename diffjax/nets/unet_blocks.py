@@ -53,21 +53,36 @@ def num_groups(channels: int) -> int:
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation with scale and bias: `[B, ..., C] -> [B, ..., C]`, statistics and output in float32.
+def group_norm(x: jax.Array, groups: int, epsilon: float) -> jax.Array:
+    """Mean 0 and variance 1 for each sample and group of channels: `[B, ..., C] -> [B, ..., C]`, in float32.
 
-    num_groups: 0 for `num_groups(C)`.
+    Sums run over pixels first, channel by channel, and then over the channels of a group: CPUs add whole vectors of
+    channels, and need a third of the time that one sum over both takes.
     """
+    x = jnp.asarray(x, jnp.float32)
+    pixels, channels = tuple(range(1, x.ndim - 1)), x.shape[-1]
+
+    def mean(h: jax.Array) -> jax.Array:
+        each = jnp.mean(h, pixels, keepdims=True).reshape(len(h), *len(pixels) * [1], groups, channels // groups)
+        each = jnp.broadcast_to(jnp.mean(each, -1, keepdims=True), each.shape)
+        return each.reshape(*each.shape[:-2], channels)
+
+    centred = x - mean(x)  # a variance from squares of x itself would lose what a large mean covers
+    return centred * jax.lax.rsqrt(mean(centred**2) + epsilon)
+
+
+class GroupNorm(nn.Module):
+    """`group_norm` with a learned scale and bias: `[B, ..., C] -> [B, ..., C]`; num_groups: 0 for `num_groups(C)`."""
 
     num_groups: int
     epsilon: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        groups = self.num_groups or num_groups(x.shape[-1])
-        norm = nn.GroupNorm(groups, epsilon=self.epsilon, dtype=jnp.float32, use_fast_variance=False)
-        nn.share_scope(self, norm)
-        return norm(x)
+        channels = x.shape[-1]
+        scale = self.param('scale', nn.initializers.ones, (channels,))
+        bias = self.param('bias', ZEROS, (channels,))
+        return group_norm(x, self.num_groups or num_groups(channels), self.epsilon) * scale + bias
 
 
 def conv(features: int, dtype: Any, name: str, *, stride: int = 1, sides: str = 'both', init: Initializer = XAVIER):

@@ -44,7 +44,7 @@ def image_batch():
 def learn_digits():
     """(model, num_steps=50) -> the losses of as many steps on digits 8x8x1 with labels, relative to predicting zero.
 
-    The target is the velocity eps - x0 on a straight line, the optimiser Adam, a step 64 fresh times and noises.
+    The target is the velocity eps - x0 on a straight line, the optimiser Adam, a step 32 fresh times and noises.
     """
     import optax
     from sklearn.datasets import load_digits
@@ -58,9 +58,9 @@ def learn_digits():
 
         def loss(params, key):
             which, time, noise, dropout = jax.random.split(key, 4)
-            chosen = jax.random.choice(which, len(images), (64,), replace=False)
-            x0, eps = images[chosen], jax.random.normal(noise, (64, 8, 8, 1))
-            t = jax.random.uniform(time, (64, 1, 1, 1))
+            chosen = jax.random.choice(which, len(images), (32,), replace=False)
+            x0, eps = images[chosen], jax.random.normal(noise, (32, 8, 8, 1))
+            t = jax.random.uniform(time, (32, 1, 1, 1))
             out = model.apply(params, (1 - t) * x0 + t * eps, 1000 * t[:, 0, 0, 0], labels[chosen], dropout)
             return jnp.mean((out - eps + x0) ** 2) / jnp.mean((eps - x0) ** 2)
 
@@ -70,7 +70,7 @@ def learn_digits():
             update, state = adam.update(gradient, state)
             return (optax.apply_updates(params, update), state), value
 
-        params = model.init(jax.random.key(0), images[:1], jnp.zeros(1), labels[:1])
+        params = jax.jit(model.init)(jax.random.key(0), images[:1], jnp.zeros(1), labels[:1])
         carry, step, losses = (params, adam.init(params)), jax.jit(step), []
         for i in range(num_steps):  # convolutions in a scan take one core
             carry, value = step(carry, jax.random.fold_in(jax.random.key(1), i))
