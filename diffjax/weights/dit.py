@@ -16,6 +16,7 @@ from diffjax.weights.architecture import INPUT, Architecture, WeightsError
 from diffjax.weights.rules import ROW, Leaf, array, dense, embed, fixed, patches, shared
 from diffjax.weights.settings import Settings
 
+LARGEST_POSITIONS = 2**28  # numbers in a table of positions: it is computed to know the network's shapes
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of S, B, L, XL: the published file does not say
 
 
@@ -29,11 +30,13 @@ def inputs(options: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = Settings('DiTTransformer2DModel', config)
-    heads = settings.integer('num_attention_heads', 16)
+    heads, head_dim = settings.integer('num_attention_heads', 16), settings.integer('attention_head_dim', 72)
     in_channels = settings.integer('in_channels', 4)
     size, patch = settings.integer('sample_size', 32, most=4096), settings.integer('patch_size', 2)
     if size % patch:
         raise settings.wrong('sample_size', f'a multiple of patch_size={patch}')
+    if (size // patch) ** 2 * heads * head_dim > LARGEST_POSITIONS:
+        raise settings.wrong('sample_size', f'at most {LARGEST_POSITIONS} tokens times channels')
     settings.choice('norm_type', 'ada_norm_zero', 'ada_norm_zero')
     settings.choice('activation_fn', 'gelu-approximate', 'gelu-approximate')
     settings.choice('attention_bias', True, True)
@@ -46,7 +49,7 @@ def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
     out_channels = settings.value('out_channels', None)
     options = {
         'patch_size': patch,
-        'hidden_size': heads * settings.integer('attention_head_dim', 72),
+        'hidden_size': heads * head_dim,
         'depth': settings.integer('num_layers', 28, most=512),
         'num_heads': heads,
         'num_classes': settings.integer('num_embeds_ada_norm', 1000),

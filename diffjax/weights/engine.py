@@ -6,6 +6,7 @@ so that a checkpoint never stands in memory as a whole unless the caller collect
 """
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -94,9 +95,14 @@ def build_network(architecture: Architecture, options: Options):
 
 def parameter_shapes(architecture: Architecture, options: Options) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every parameter of our network, without allocating one."""
-    network = build_network(architecture, options)
+    return _parameter_shapes(architecture, json.dumps(options, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _parameter_shapes(architecture: Architecture, options: str) -> dict[str, jax.ShapeDtypeStruct]:
+    network = build_network(architecture, json.loads(options))
     try:
-        variables = jax.eval_shape(network.init, jax.random.key(0), *architecture.inputs(options))
+        variables = jax.eval_shape(network.init, jax.random.key(0), *architecture.inputs(json.loads(options)))
     except (TypeError, ValueError) as error:
         raise WeightsError(f'{architecture.class_name} as {architecture.network}: {error}') from error
     return flat(variables['params'])

@@ -194,6 +194,7 @@ def test_a_table_that_is_not_the_networks_is_told():
         ({'attention_bias': 1}, 'attention_bias is 1; covered: True'),
         ({'norm_eps': 1e-3}, 'norm_eps is 0.001; covered: 1e-05 or 1e-06'),
         ({'sample_size': 5}, 'sample_size is 5; covered: a multiple of patch_size=2'),
+        ({'sample_size': 4096, 'attention_head_dim': 100}, 'sample_size is 4096; covered: at most 268435456 tokens'),
         ({'rope': True}, "settings that are not covered: 'rope'"),
     ],
 )
