@@ -17,10 +17,12 @@ from diffjax.weights.settings import Settings
 from diffjax.weights.unet_layers import (
     attention_levels,
     frame,
+    kinds,
     layers,
     settings_of,
     shared_config,
     shared_options,
+    widths_in,
     widths_of,
 )
 
@@ -30,7 +32,7 @@ UP = {'UpBlock2D': 'conv', 'ResnetUpsampleBlock2D': 'resnet', 'AttnUpBlock2D': N
 
 def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = Settings('UNet2DModel', config)
-    widths = settings.integers('block_out_channels', (224, 448, 672, 896))
+    widths = widths_in(settings, (224, 448, 672, 896))
     levels, resampling = _levels(settings, len(widths))
     options = shared_options(settings, widths, channels=3)
     settings.choice('mid_block_type', 'UNetMidBlock2D', 'UNetMidBlock2D')
@@ -61,10 +63,8 @@ def _levels(settings: Settings, num_levels: int) -> tuple[list[int], str]:
     sides, ways = [], set()
     for field, types, kind in (('down_block_types', DOWN, 'downsample_type'), ('up_block_types', UP, 'upsample_type')):
         default = ['DownBlock2D', *3 * ['AttnDownBlock2D']] if types is DOWN else [*3 * ['AttnUpBlock2D'], 'UpBlock2D']
-        names = [str(name).removeprefix('UNetRes') for name in settings.value(field, default)]
+        names = kinds(settings, field, default, tuple(types), num_levels)
         way = settings.choice(kind, 'conv', 'conv', 'resnet')
-        if len(names) != num_levels or any(name not in types for name in names):
-            raise settings.wrong(field, f'{num_levels} of {", ".join(types)}')
         ways |= {types[name] or way for name in names[:-1]}  # the last of them does not resample
         names = names if types is DOWN else names[::-1]
         sides.append([level for level, name in enumerate(names) if types[name] is None])

@@ -17,6 +17,8 @@ SINUSOIDS = {  # flip_sin_to_cos and freq_shift
     (True, 1): 'cos_sin_to_end',
     (False, 1): 'sin_cos_to_end',
 }
+MOST_LEVELS, MOST_PIXELS = 10, 2**14
+
 ZEROS = {1: 'both', 0: 'end'}  # downsample_padding
 CONDITIONING = {'default': 'additive', 'scale_shift': 'scale_shift'}  # resnet_time_scale_shift
 
@@ -186,11 +188,31 @@ def common_groups(options: Mapping[str, Any]) -> int:
     return groups.pop()
 
 
+def widths_in(settings: Settings, default: Sequence[int]) -> tuple[int, ...]:
+    """block_out_channels: one width for each level."""
+    widths = settings.integers('block_out_channels', default)
+    if len(widths) > MOST_LEVELS:
+        raise settings.wrong('block_out_channels', f'at most {MOST_LEVELS} levels')
+    return widths
+
+
+def kinds(settings: Settings, name: str, default: Sequence[str], valid: Sequence[str], levels: int) -> list[str]:
+    """down_block_types and up_block_types: the kind of each level."""
+    names = settings.value(name, default)
+    if (
+        not isinstance(names, list | tuple)
+        or len(names) != levels
+        or any(kind not in valid for kind in map(str, names))
+    ):
+        raise settings.wrong(name, f'{levels} of {", ".join(valid)}')
+    return list(names)
+
+
 def input_shape(settings: Settings, levels: int, in_channels: int) -> list[int]:
     """[H, W, C] of x. A config need not say the size; the parameters do not depend on it."""
     least = 2 ** (levels - 1)
     size = settings.value('sample_size', None)
-    sides = [8 * least, 8 * least] if size is None else [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or any(type(side) is not int or side < 1 or side % least for side in sides):
+    sides = [8 * least, 8 * least] if size is None else size if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= MOST_PIXELS or side % least for side in sides):
         raise settings.wrong('sample_size', f'null, or a multiple of {least}, which {levels} levels need')
     return [*sides, settings.integer('in_channels', in_channels)]

@@ -16,10 +16,12 @@ from diffjax.weights.unet_layers import (
     Layer,
     attention_levels,
     frame,
+    kinds,
     layers,
     settings_of,
     shared_config,
     shared_options,
+    widths_in,
     widths_of,
 )
 
@@ -53,12 +55,12 @@ FIXED = {  # settings with one value that is covered
 
 def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = Settings('UNet2DConditionModel', config)
-    widths = settings.integers('block_out_channels', (320, 640, 1280, 1280))
+    widths = widths_in(settings, (320, 640, 1280, 1280))
     for name, value in FIXED.items():
         settings.choice(name, value, value, *([int(value)] if type(value) is float else []))
     settings.choice('mid_block_type', MIDDLE, MIDDLE)
     options = shared_options(settings, widths, channels=4)
-    heads = _each(settings, 'attention_head_dim', 8, len(widths))
+    heads = _each(settings, 'attention_head_dim', 8, len(widths), most=4096)
     if any(width % count for width, count in zip(widths, heads, strict=True)):
         raise settings.wrong('attention_head_dim', f'numbers of heads that divide the channels {list(widths)}')
     linear = settings.choice('use_linear_projection', False, True, False)
@@ -66,7 +68,7 @@ def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
         'attention_levels': _levels(settings, len(widths)),
         'resampling': 'conv',
         'num_heads': heads,
-        'transformer_depth': _each(settings, 'transformer_layers_per_block', 1, len(widths)),
+        'transformer_depth': _each(settings, 'transformer_layers_per_block', 1, len(widths), most=64),
         'projection': 'linear' if linear else 'conv',
         'text_size': settings.integer('cross_attention_dim', 1280),
         'num_classes': 0,
@@ -77,22 +79,19 @@ def to_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _each(settings: Settings, name: str, default: int, levels: int) -> list[int]:
+def _each(settings: Settings, name: str, default: int, levels: int, *, most: int) -> list[int]:
     """One whole number for each level, of which theirs may name one for all."""
     value = settings.value(name, default)
     each = [value] * levels if type(value) is int else value
     valid = isinstance(each, list | tuple) and len(each) == levels
-    if not valid or any(type(item) is not int or not 1 <= item <= 4096 for item in each):
-        raise settings.wrong(name, f'a whole number from 1 on, or {levels} of them')
+    if not valid or any(type(item) is not int or not 1 <= item <= most for item in each):
+        raise settings.wrong(name, f'a whole number from 1 to {most}, or {levels} of them')
     return list(each)
 
 
 def _levels(settings: Settings, num_levels: int) -> list[int]:
-    down = settings.value('down_block_types', [*3 * [DOWN[1]], DOWN[0]])
-    up = settings.value('up_block_types', [UP[0], *3 * [UP[1]]])
-    for field, names, valid in (('down_block_types', down, DOWN), ('up_block_types', up, UP)):
-        if len(names) != num_levels or any(name not in valid for name in names):
-            raise settings.wrong(field, f'{num_levels} of {", ".join(valid)}')
+    down = kinds(settings, 'down_block_types', [*3 * [DOWN[1]], DOWN[0]], DOWN, num_levels)
+    up = kinds(settings, 'up_block_types', [UP[0], *3 * [UP[1]]], UP, num_levels)
     levels = [level for level, name in enumerate(down) if name == DOWN[1]]
     if levels != [level for level, name in enumerate(reversed(up)) if name == UP[1]]:
         raise settings.wrong('up_block_types', f'attention at the levels that have it on the way down, {levels}')
