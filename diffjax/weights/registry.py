@@ -20,3 +20,5 @@ OLDER_NAMES = {  # of classes that diffusers has split: (class name, norm_type) 
     ('Transformer2DModel', 'ada_norm_zero'): 'DiTTransformer2DModel',
     ('Transformer2DModel', 'ada_norm_single'): 'PixArtTransformer2DModel',
 }
+OLDER_ATTENTION = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+"""Layers of `attentions.0` and so on, as diffusers wrote them in 2022; the files of DDPM and of SD's VAE still do."""

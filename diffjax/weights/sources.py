@@ -1,7 +1,8 @@
 """What a person points at, recognised: a folder of diffusers or transformers, a pipeline, or one safetensors file."""
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from diffjax.weights import dit
 from diffjax.weights.architecture import Architecture, WeightsError
-from diffjax.weights.registry import ARCHITECTURES, OLDER_NAMES
+from diffjax.weights.registry import ARCHITECTURES, OLDER_ATTENTION, OLDER_NAMES
 from diffjax.weights.tensors import Spec, TensorFile, read_json
 
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -32,11 +33,12 @@ class Source(NamedTuple):
 class Shards(Mapping):
     """The tensors of several files as one mapping."""
 
-    def __init__(self, files: Mapping[str, TensorFile]):
-        self._files = files  # name of a tensor -> the file that holds it
+    def __init__(self, files: Mapping[str, tuple[TensorFile, str]]):
+        self._files = files  # name of a tensor -> the file that holds it, and its name there
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name][name]
+        file, there = self._files[name]
+        return file[there]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -74,8 +76,18 @@ def _open_folder(path: Path, variant: str) -> Source:
     config = read_json(path / 'config.json')
     architecture = recognise(config, path)
     files, tensors = _open_tensors(path, variant)
-    specs = {name: file.specs[name] for name, file in tensors.items()}
-    return Source(path, architecture, config, architecture.to_options(config), Shards(tensors), specs, files)
+    places = {_name_now(name, tensors): (file, name) for name, file in tensors.items()}
+    specs = {name: file.specs[there] for name, (file, there) in places.items()}
+    return Source(path, architecture, config, architecture.to_options(config), Shards(places), specs, files)
+
+
+def _name_now(name: str, names: Container[str]) -> str:
+    """Of a tensor of attention, as diffusers writes it now; the name itself where `names` holds that too."""
+    match = re.fullmatch(r'(.*\battentions\.\d+)\.(\w+)\.(weight|bias)', name)
+    if match is None or match[2] not in OLDER_ATTENTION:
+        return name
+    now = f'{match[1]}.{OLDER_ATTENTION[match[2]]}.{match[3]}'
+    return name if now in names else now
 
 
 def _open_pipeline(path: Path, variant: str) -> Source:

@@ -1,10 +1,15 @@
 """U-Nets of diffusers: which settings are read as what, which are refused by name, and what cannot be exported."""
 
+import json
+
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from diffjax.nets import UNet
 from diffjax.weights import WeightsError, unet, unet_text
-from diffjax.weights.engine import build_network, expected_shapes
+from diffjax.weights.engine import build_network, expected_shapes, import_tensors
+from diffjax.weights.sources import open_source
 from diffjax.weights.unet_layers import settings_of
 
 PIXELS = {
@@ -175,3 +180,28 @@ def test_defaults_are_the_networks():
     whole = settings_of({'base_channels': 32, 'num_classes': 3, 'out_channels': 1})
     for name in ('channel_multipliers', 'num_res_blocks', 'attention_resolutions', 'num_heads', 'sinusoids', 'dropout'):
         assert whole[name] == getattr(network, name)
+
+
+def test_the_names_that_diffusers_wrote_first_are_read(tmp_path):
+    """google/ddpm-cifar10-32 names its attention query, key, value and proj_attn."""
+    before = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
+    options = unet.to_options(PIXELS | {'attention_head_dim': None})
+    shapes = expected_shapes(unet.ARCHITECTURE, options)
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def old(name):
+        layer = next((layer for layer in before if f'attentions.0.{layer}.' in name), None)
+        return name.replace(f'.{layer}.', f'.{before[layer]}.') if layer else name
+
+    assert len({old(name) for name in tensors} - set(tensors)) == 3 * 8  # of three attentions named 0
+    save_file({old(name): a for name, a in tensors.items()}, tmp_path / 'diffusion_pytorch_model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps(unet.to_config(options)))
+    source = open_source(tmp_path)
+    assert set(source.tensors) == set(source.specs) == set(tensors)
+    for name, a in tensors.items():
+        np.testing.assert_array_equal(source.tensors[name], a)
+    both = {old(name): a for name, a in tensors.items()} | tensors
+    save_file(both, tmp_path / 'diffusion_pytorch_model.safetensors')
+    with pytest.raises(WeightsError, match='unexpected: .*query'):
+        import_tensors(source.architecture, options, open_source(tmp_path).tensors)
