@@ -189,3 +189,35 @@ def test_evaluate_measures_again(command, trained, tmp_path):
     assert figures['evaluations_per_sample'] == 3
     assert figures['num_likelihoods'] == 3 and 0 < figures['bits_per_dimension'] < 20
     assert '| bits per dimension | **' in (workdir / 'report.md').read_text()
+
+
+def test_averages_of_other_lengths(command, tmp_path):
+    """From training to samples: the command makes them from snapshots, and says what to call them."""
+    (tmp_path / 'powers.py').write_text(
+        f"""import runpy
+def get_config():
+    config = runpy.run_path('{ROOT}/configs/digits.py')['get_config']('smoke')
+    config.training.ema = {{'narrow': 'power:sigma_rel=0.05', 'wide': 'power:sigma_rel=0.1'}}
+    config.training.ema_snapshot_every_steps, config.network.depth, config.evaluation.num_samples = 2, 1, 0
+    return config
+"""
+    )
+    workdir = f'--workdir={tmp_path}/run'
+    code, _, err = command(f'--config={tmp_path}/powers.py', workdir)
+    assert code == 0, err
+    code, _, err = command('--mode=sample', workdir, '--config.sampler.params=ema/0.08')
+    (line,) = err.strip().splitlines()
+    assert code == 2 and 'holds no ema/0.08: it has none; make it with --mode=ema' in line
+    code, out, _ = command('--mode=ema', workdir, '--sigma_rel=0.08,0.05')
+    told = [line for line in out.splitlines() if 'sampler.params' in line]
+    assert code == 0 and len(told) == 2 and told[0].endswith('--config.sampler.params=ema/0.08/4')
+    images = {}
+    for params in ('ema/0.05', 'narrow', 'wide'):
+        options = f'--config.sampler.params={params}', '--config.sampler.num_steps=2', '--num_samples=8'
+        code, out, _ = command('--mode=sample', workdir, *options, f'--out={tmp_path}/x')
+        assert code == 0 and '8 samples at step 4' in out
+        images[params] = np.load(tmp_path / 'x.npz')['arr_0']
+    np.testing.assert_array_equal(images['ema/0.05'], images['narrow'])  # which was tracked
+    assert (images['wide'] != images['narrow']).any()
+    code, _, err = command('--mode=ema', workdir, '--sigma_rel=0.08', '--step=1')
+    assert code == 2 and 'there is no whole snapshot up to step 1' in err
