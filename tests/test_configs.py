@@ -20,7 +20,9 @@ pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py'))
 SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]
+SMOKES += [('digits_networks', f'network={name},smoke') for name in ('lightning', 'uvit')]
 FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit'), ('dit_b', 'model=XL/4,smoke')]
+FULL += [('dit_b', 'model=XL/2,recipe=lightning')]
 FULL += [('edm2', 'model=XS'), ('edm2', 'model=XXL')]
 
 
@@ -142,6 +144,18 @@ def test_dit_recipe(get_config):
     sit = get_config('dit_b', 'recipe=sit').to_dict()
     assert (sit['schedule'], sit['target'], sit['times']) == ('flow', 'velocity', 'uniform')
     assert sit['learned_variance'] is False and sit['optimizer'] == optimizer and sit['training'] == config['training']
+
+
+def test_lightning_recipe(get_config):
+    """Yao et al. 2025, section 4 and table 2: what it changes in DiT, on the way to 675 M parameters."""
+    config = get_config('dit_b', 'model=XL/2,recipe=lightning').to_dict()
+    sit = get_config('dit_b', 'model=XL/2,recipe=sit').to_dict()
+    assert (config['schedule'], config['target'], config['times']) == ('flow', 'velocity', 'logit_normal')
+    assert (config['optimizer']['learning_rate'], config['optimizer']['b2']) == (2e-4, 0.95)
+    assert (config['training']['batch_size'], config['training']['num_steps']) == (1024, 80_000)
+    network = config['network']
+    assert (network['norm'], network['mlp'], network['positions']) == ('rms', 'swiglu', 'both')
+    assert {key: value for key, value in network.items() if key in sit['network']} == sit['network']
 
 
 def test_ddpm_recipe(get_config):
