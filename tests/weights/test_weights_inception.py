@@ -95,8 +95,6 @@ def test_grey_digits_pass_as_colour(path, monkeypatch):
     np.testing.assert_allclose(found.points, expected.pool, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found.spatial.mean, np.mean(expected.spatial, 0), rtol=1e-3, atol=1e-3)
     assert np.std(expected.pool[0] - expected.pool[1]) > 0.01
-    logits = np.asarray(expected.logits - params['fc_bias'], np.float64)
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    score = np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0))), 1)))
-    assert found.inception_score == pytest.approx(score, rel=1e-2)
+    logits = np.asarray(space.extract(images).logits)[:3]
+    np.testing.assert_allclose(logits, expected.logits - params['fc_bias'], rtol=1e-3, atol=1e-3)
+    assert np.std(params['fc_bias']) > 0.1
