@@ -3,7 +3,7 @@
 Tokens of the image and of the text go through joint blocks (`nets/joint_blocks.py`); time and the pooled text modulate
 them. The output is read from the image's tokens; the last block leaves the text as it came.
 
-Image tokens are patches of p x p pixels, to which a fixed table is added (their section 5.3.3, "positional encodings
+Image tokens are patches of p x p pixels, to which a fixed table is added (their section 5.3.2, "positional encodings
 for varying aspect ratios"): sines and cosines on a square grid of M x M, of which an image of any shape takes the
 centre. With s tokens along a side of a usual image, row and column i of the table stand at
 

@@ -121,6 +121,14 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(name, para
     assert half_out.dtype == jnp.float32
     assert 1e-4 < np.linalg.norm(half_out - out) / np.linalg.norm(out) < 0.02
 
+    def precise(jaxpr):  # products of float32: embeddings of the vectors in two layers each, and the output
+        inner = [value for equation in jaxpr.eqns for value in equation.params.values() if hasattr(value, 'jaxpr')]
+        products = [equation for equation in jaxpr.eqns if equation.primitive.name == 'dot_general']
+        here = sum(equation.invars[0].aval.dtype == jnp.float32 for equation in products)
+        return here + sum(precise(value.jaxpr) for value in inner)
+
+    assert precise(jax.make_jaxpr(half.apply)(params, *batch).jaxpr) == (6 if name == 'MMDiT' else 8)
+
 
 # What the output depends on -------------------------------------------------------------------------------------------
 
@@ -147,6 +155,13 @@ def test_samples_are_independent_and_every_input_matters(name, params, words, ba
     others = [(moved[0], t, cond), (x, moved[1], cond)] + [(x, t, cond | {key: moved[2][key]}) for key in cond]
     for other in others:
         assert np.all(np.abs(model.apply(params, *other) - out).max(axis=(1, 2, 3)) > 1e-2)
+
+
+def test_tokens_know_their_places(name, params, words, batch):
+    """A network that does not would give, for an image with its patches in another order, its output in that order."""
+    x, t, _ = batch
+    out, rolled = (build(name).apply(params, image, t, words) for image in (x, jnp.roll(x, 2, axis=1)))
+    assert np.all(np.abs(rolled - jnp.roll(out, 2, axis=1)).max(axis=(1, 2, 3)) > 1e-2)
 
 
 def test_gradients_reach_every_parameter_that_is_used(name, params, batch):
