@@ -193,6 +193,17 @@ def test_scan_equals_loop(tiny, batch):
         unstack_layers(params)
 
 
+@pytest.mark.parametrize(('platform', 'unroll'), [('cpu', 2), ('gpu', 1), ('tpu', 1)])
+def test_auto_is_one_tree_everywhere_and_written_out_on_cpus(batch, monkeypatch, platform, unroll):
+    expected = jax.eval_shape(_model(scan_layers=True).init, jax.random.key(0), *batch)
+    monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+    model = as_model(DiT(**TINY, attention='xla'))
+    params = jax.eval_shape(model.init, jax.random.key(0), *batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
+    program = jax.make_jaxpr(model.apply)(params, *batch)
+    assert [e.params['unroll'] for e in program.eqns if e.primitive.name == 'scan'] == [unroll]
+
+
 @pytest.mark.parametrize(('remat', 'scan_layers'), [('full', True), ('dots', True), ('dots', False)])
 def test_remat_equals_none_and_recomputes(tiny, batch, remat, scan_layers):
     params = stack_layers(tiny[1]) if scan_layers else tiny[1]
