@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py'))
 SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]
-SMOKES += [('digits_networks', f'network={name},smoke') for name in ('lightning', 'uvit')]
+SMOKES += [('digits_networks', f'network={name},smoke') for name in ('flux', 'lightning', 'mmdit', 'unet', 'uvit')]
 FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit'), ('dit_b', 'model=XL/4,smoke')]
 FULL += [('dit_b', 'model=XL/2,recipe=lightning')]
-FULL += [('edm2', 'model=XS'), ('edm2', 'model=XXL')]
+FULL += [('edm2', 'model=XS'), ('edm2', 'digits')]
 
 
 @pytest.fixture(autouse=True)
