@@ -10,6 +10,9 @@ from pathlib import Path
 
 from diffjax.weights.architecture import WeightsError
 
+# Received and not yet obeyed. Orbax writes in threads, which an exception in the main one would leave behind: the
+# command stops between two arrays instead, where it can clear up.
+_signals: list[int] = []
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
@@ -51,11 +54,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bar(num_bytes: int):
-    """A progress bar with rate and remaining time where somebody looks; what is told of progress."""
+    """What is told of progress: a bar with rate and remaining time where somebody looks. It ends what was signalled."""
     from tqdm import tqdm
 
     bar = tqdm(total=num_bytes, unit='B', unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-    return bar.update
+
+    def report(done: int) -> None:
+        bar.update(done)
+        if _signals:
+            bar.close()
+            raise WeightsError(f'stopped by {signal.Signals(_signals[0]).name}, and nothing was written')
+
+    return report
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -125,15 +135,17 @@ def _network(record) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after a one-line error."""
+    """Run one command; returns the exit code: 0, 2 after a one-line error, 128 and its number after a signal."""
     args = _parser().parse_args(argv)
     logging.getLogger('absl').setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that remains are removed
+    _signals.clear()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: _signals.append(number))
     try:
         {'import': _import, 'export': _export, 'list': _list, 'inspect': _inspect}[args.command](args)
     except (WeightsError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
+        return 128 + _signals[0] if _signals else 2
     return 0
 
 

@@ -43,7 +43,7 @@ def import_tensors(
     """
     shapes = {name: tuple(np.shape(a)) for name, a in tensors.items()}
     leaves = import_leaves(architecture, options, tensors, shapes)
-    return nested({path: cast(leaf.read(), path, dtype) for path, leaf in leaves.items()})
+    return nested({path: np.asarray(leaf.read(), dtype, order='C') for path, leaf in leaves.items()})
 
 
 def export_tensors(architecture: Architecture, options: Options, params: PyTree) -> dict[str, np.ndarray]:
@@ -215,11 +215,13 @@ def _import_leaf(leaf: Leaf, ours: jax.ShapeDtypeStruct, tensors: Tensors) -> np
     parts = []
     for i, name in enumerate(leaf.theirs):
         tensor = np.asarray(tensors[name])
+        if not is_float(tensor.dtype):
+            raise WeightsError(f'{name} comes as {tensor.dtype}, which is no dtype of weights')
         for copy in leaf.copies:
             if not _same_bits(np.asarray(tensors[copy[i]]), tensor):
                 raise WeightsError(f'{name} and {copy[i]} should hold the same values, and differ')
         parts.append(leaf.layout.to_ours(tensor))
-    a = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    a = parts[0] if len(parts) == 1 else np.concatenate(_of_one_dtype(parts), axis=-1)
     if a.shape != ours.shape:
         raise WeightsError(f'the layout of {leaf.ours} makes {list(a.shape)} of it instead of {list(ours.shape)}')
     return a
@@ -230,11 +232,11 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and np.array_equal(*words)
 
 
-def cast(a: np.ndarray, path: str, dtype: str | None) -> np.ndarray:
-    """Contiguous values of `dtype`. Raises WeightsError for whole numbers and truth values: they are no weights."""
-    if not is_float(a.dtype):
-        raise WeightsError(f'{path} comes as {a.dtype}, which is no dtype of weights')
-    return np.asarray(a, dtype, order='C')
+def _of_one_dtype(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Arrays in a dtype that holds all of them exactly; NumPy knows none for float16 and bfloat16."""
+    dtypes = {a.dtype for a in parts}
+    wider = np.float64 if np.dtype(np.float64) in dtypes else np.float32
+    return parts if len(dtypes) == 1 else [a.astype(wider) for a in parts]
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from diffjax import nets
 from diffjax.core.types import PyTree
 from diffjax.weights.architecture import INPUT, WeightsError
-from diffjax.weights.engine import Deferred, cast, import_leaves, nested
+from diffjax.weights.engine import Deferred, import_leaves, nested
 from diffjax.weights.folders import appearing, check_absent
 from diffjax.weights.sources import Source, open_source
 from diffjax.weights.tensors import CODES, DTYPES, Spec, read_json
@@ -100,15 +100,15 @@ def _write_params(
         parameters[path] = {'shape': list(a.shape), 'dtype': CODES[a.dtype], 'sha256': _digest(a)}
         report(4 * a.size)
 
-    def deferred(path: str, leaf: Deferred) -> Deferred:
-        return Deferred(leaf.shape, lambda: cast(leaf.read(), path, dtype))
+    def deferred(leaf: Deferred) -> Deferred:
+        return Deferred(leaf.shape, lambda: np.asarray(leaf.read(), dtype, order='C'))
 
     types = ocp.type_handlers.create_type_handler_registry(
         (_Leaf, _Handler(written)), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     # Weights do not compress, and files of their own are quicker than one database of many small commits.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=types)
-    tree = nested({path: _Leaf(deferred(path, leaf)) for path, leaf in leaves.items()})
+    tree = nested({path: _Leaf(deferred(leaf)) for path, leaf in leaves.items()})
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
     return {path: parameters[path] for path in leaves}

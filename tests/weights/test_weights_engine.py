@@ -145,8 +145,21 @@ def test_copies_must_agree(tensors):
 
 def test_whole_numbers_are_no_weights(tensors):
     tensors['proj_out_1.bias'] = tensors['proj_out_1.bias'].astype(np.int32)
-    with pytest.raises(WeightsError, match='final_modulation/bias comes as int32'):
+    with pytest.raises(WeightsError, match='proj_out_1.bias comes as int32'):
         import_tensors(ARCHITECTURE, OPTIONS, tensors)
+
+
+def test_parts_of_several_dtypes(tensors, params):
+    block = 'transformer_blocks.0.attn1'
+    mixed = tensors | {
+        f'{block}.to_k.bias': tensors[f'{block}.to_k.bias'].astype(np.float16),
+        f'{block}.to_v.bias': tensors[f'{block}.to_v.bias'].astype(ml_dtypes.bfloat16),
+    }
+    bias = import_tensors(ARCHITECTURE, OPTIONS, mixed)['blocks_0']['attention']['qkv']['bias']
+    np.testing.assert_array_equal(bias, np.hstack([mixed[f'{block}.to_{part}.bias'].astype(float) for part in 'qkv']))
+    mixed[f'{block}.to_k.bias'] = mixed[f'{block}.to_k.bias'].astype(int)
+    with pytest.raises(WeightsError, match=f'{block}.to_k.bias comes as int64'):
+        import_tensors(ARCHITECTURE, OPTIONS, mixed)
 
 
 def test_export_checks_what_theirs_cannot_hold(params):

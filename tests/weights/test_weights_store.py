@@ -31,11 +31,12 @@ DRAWN = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfl
 
 
 @pytest.fixture(autouse=True)
-def old_handler():
-    """The command handles SIGTERM; tests leave that as it was."""
-    before = signal.getsignal(signal.SIGTERM)
+def old_handlers():
+    """The command handles signals; tests leave that as it was."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -229,19 +230,21 @@ def test_the_commands_that_only_look(source, imported, capsys, write_folder, ten
         assert 'a size is written 5GB' in capsys.readouterr().err
 
 
-def test_sigterm_during_an_import_leaves_nothing(write_folder, tensors, tmp_path):
-    """Sent while the first array waits to be hashed."""
-    source = write_folder(tensors, files={'model.safetensors': list(tensors)})
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_an_import_leaves_nothing(source, tmp_path, number):
     script = (
         'import sys, time; from diffjax.weights import store; from diffjax.weights.__main__ import main\n'
-        'store._digest = lambda a: time.sleep(60)\nsys.exit(main(sys.argv[1:]))'
+        'store._digest = lambda a: time.sleep(0.5)\nsys.exit(main(sys.argv[1:]))'
     )
-    process = subprocess.Popen([sys.executable, '-c', script, 'import', str(source), f'--out={tmp_path / "o" / "dir"}'])
+    words = [sys.executable, '-c', script, 'import', str(source), f'--out={tmp_path / "o" / "dir"}']
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob('o/.dir.part-*/params*')):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert errors == f'error: stopped by {number.name}, and nothing was written\n'
     assert list((tmp_path / 'o').iterdir()) == []
 
 
