@@ -262,14 +262,14 @@ def sincos_line(size: int, positions: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
-def sincos_positions(size: int, height: int, width: int, *, step: float = 1.0) -> np.ndarray:
+def sincos_positions(size: int, height: int, width: int) -> np.ndarray:
     """The fixed positional table `[height * width, size]` of a grid, rows first, in float32.
 
-    The first half of the features encodes the column and the second half the row, i at position `step` i, each as
-    `sincos_line` does: the order of MAE and DiT (there, too, the column comes first).
+    The first half of the features encodes the column and the second half the row, each as `sincos_line` does: the
+    order of MAE and DiT (there, too, the column comes first).
     """
     if size % 4:
         raise ValueError(f'two-dimensional positions take a quarter of the features each: {size} is no multiple of 4')
-    line = sincos_line(size // 2, step * np.arange(max(height, width)))
+    line = sincos_line(size // 2, np.arange(max(height, width)))
     rows, columns = np.divmod(np.arange(height * width), width)
     return np.concatenate([line[columns], line[rows]], axis=-1)
