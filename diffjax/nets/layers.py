@@ -256,7 +256,7 @@ class CrossAttention(nn.Module):
 def sincos_line(size: int, positions: np.ndarray) -> np.ndarray:
     """Positions along one axis as features, `[L] -> [L, size]`, in float32.
 
-        [sin(p w_0), ..., sin(p w_{h-1}), cos(p w_0), ..., cos(p w_{h-1})],   w_i = 10000^(-i / h),   h = size / 2
+    [sin(p w_0), ..., sin(p w_{h-1}), cos(p w_0), ..., cos(p w_{h-1})],   w_i = 10000^(-i / h),   h = size / 2
     """
     angles = positions[:, None] * 10_000.0 ** (-np.arange(size // 2) / (size // 2))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
