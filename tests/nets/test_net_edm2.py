@@ -373,6 +373,10 @@ def test_it_trains_on_the_digits_and_its_weights_stay_normalised():
     late = np.mean([entry['mse'] for entry in errors[-10:]])
     assert late < 0.6 * zero, (zero, late)
     assert np.mean([entry['loss'] for entry in errors[-10:]]) < 1 + np.log(zero) - 0.2  # the least that zero can pay
+    learned = np.mean([entry['log_variance'] for entry in errors[-10:]])
+    assert (
+        abs(learned - np.log(late)) < 0.5 < abs(errors[0]['log_variance'] - np.log(zero))
+    )  # u is on its way to log(error)
     for name, w in rows(state.params).items():
         np.testing.assert_allclose(np.sqrt((w**2).mean(0)), 1, rtol=1e-3, err_msg=name)
     moved = rows(state.params)["['down_0_0']['conv_in']['weight']"], rows(state.ema['ema'])
