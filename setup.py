@@ -35,6 +35,7 @@ setup(
         'scipy>=1.17.1',
         'tensorboardX>=2.6.5',
         'tensorflow-datasets>=4.9.10',
+        'tensorstore>=0.1.86',
         'tqdm>=4.70.1',
     ],
     extras_require={

@@ -36,7 +36,7 @@ def export_folder(
     }
     report = start(architecture, sum(spec.num_bytes for spec in specs.values()))
     shapes = {path: tuple(known['shape']) for path, known in record['parameters'].items()}
-    leaves = StoredLeaves(folder, record, [leaf.ours for leaf in architecture.table(options)])
+    leaves = StoredLeaves(folder, record)
     with appearing(out) as part:
         if config:
             (part / 'config.json').write_text(json.dumps(config, indent=2) + '\n')

@@ -1,7 +1,7 @@
 """Imported weights on disk: an Orbax checkpoint of the parameters, and network.json, which says of what network.
 
     DIR/network.json    {'network': {'name': 'DiT', ...}, 'input': ..., 'source': ..., 'parameters': ..., ...}
-    DIR/params/         the parameters, unrolled, in nested dicts
+    DIR/params/         the parameters, unrolled, in nested dicts; each a Zarr array in a folder of its own
 
 network.json holds the SHA-256 of each array and of itself: Orbax gives damaged bytes back without a word. Arrays are
 written and read one after the other, so that memory holds about one of them.
@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from diffjax import nets
 from diffjax.core.types import PyTree
@@ -28,7 +29,6 @@ from diffjax.weights.sources import Source, open_source
 from diffjax.weights.tensors import CODES, DTYPES, Spec, read_json
 
 KEYS = ('network', 'input', 'class_name', 'source', 'dtypes', 'parameters', 'sha256')
-BATCH_BYTES = 32_000_000  # that are restored in one go
 Report = Callable[[int], Any]  # is told the bytes that have been done since it was told last
 
 
@@ -107,7 +107,8 @@ def _write_params(
         (_Leaf, _Handler(written)), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     # Weights do not compress, and files of their own are quicker than one database of many small commits.
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=types)
+    layout = {'use_ocdbt': False, 'use_zarr3': False, 'use_compression': False}
+    handler = ocp.PyTreeCheckpointHandler(**layout, type_handler_registry=types)
     tree = nested({path: _Leaf(deferred(leaf)) for path, leaf in leaves.items()})
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
@@ -134,7 +135,7 @@ def load(folder: str | os.PathLike) -> Weights:
     Raises WeightsError for a folder that `import` did not write, or that has changed since.
     """
     record = read_record(folder)
-    leaves = StoredLeaves(folder, record, record['parameters'])
+    leaves = StoredLeaves(folder, record)
     options = {key: value for key, value in record['network'].items() if key != 'name'}
     return Weights(getattr(nets, record['network']['name'])(**options), nested(dict(leaves.items())), record)
 
@@ -153,58 +154,31 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 class StoredLeaves(Mapping):
-    """The parameters of an imported folder: path -> array, verified. Best read in the order of `paths`."""
+    """The parameters of an imported folder: path -> array, each read and verified when it is asked for.
 
-    def __init__(self, folder: str | os.PathLike, record: Mapping[str, Any], paths: Iterable[str]):
+    Not by Orbax, which restores trees and, where one is damaged, lets its threads write pages to the terminal.
+    """
+
+    def __init__(self, folder: str | os.PathLike, record: Mapping[str, Any]):
         self._folder, self._parameters = Path(folder).absolute() / 'params', record['parameters']
-        self._batches, self._read = _batches(self._parameters, paths), {}
 
     def __getitem__(self, path: str) -> np.ndarray:
-        if path not in self._read:
-            self._read = {}  # before the next ones come
-            self._read = self._restore(self._batches[path])
-        return self._read[path]
+        known = self._parameters[path]
+        place = {'driver': 'file', 'path': str(self._folder / path.replace('/', '.'))}
+        try:
+            a = tensorstore.open({'driver': 'zarr', 'kvstore': place}, open=True).result().read().result()
+        except (ValueError, OSError) as error:
+            reason = ' '.join(str(error).split())[:200]
+            raise WeightsError(f'{self._folder}: {path} cannot be read ({reason})') from error
+        if a.shape != tuple(known['shape']) or a.dtype != DTYPES[known['dtype']] or _digest(a) != known['sha256']:
+            raise WeightsError(f'{self._folder}: {path} is damaged: it is not what was written')
+        return a
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._batches)
+        return iter(self._parameters)
 
     def __len__(self) -> int:
-        return len(self._batches)
-
-    def _restore(self, paths: list[str]) -> dict[str, np.ndarray]:
-        item, args = nested(dict.fromkeys(paths, 0)), nested(dict.fromkeys(paths, ocp.RestoreArgs(np.ndarray)))
-        try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                restore = ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
-                tree = checkpointer.restore(self._folder, args=restore)
-        except Exception as error:  # Orbax raises Exception, ValueError, KeyError and more for damage
-            reason = ' '.join(str(error).split())[:200]
-            raise WeightsError(f'{self._folder}: it cannot be restored ({type(error).__name__}: {reason})') from error
-        leaves = {}
-        for path in paths:
-            a, known = tree, self._parameters[path]
-            for key in path.split('/'):
-                a = a[key]
-            if a.shape != tuple(known['shape']) or a.dtype != DTYPES[known['dtype']] or _digest(a) != known['sha256']:
-                raise WeightsError(f'{self._folder}: {path} is damaged: it is not what was written')
-            leaves[path] = a
-        return leaves
-
-
-def _batches(parameters: Mapping[str, Any], paths: Iterable[str]) -> dict[str, list[str]]:
-    """Path -> the paths that are restored with it."""
-    batches: dict[str, list[str]] = {}
-    batch: list[str] = []
-    num_bytes = 0
-    for path in paths:
-        spec = parameters[path]
-        size = Spec(tuple(spec['shape']), DTYPES[spec['dtype']]).num_bytes
-        if batch and num_bytes + size > BATCH_BYTES:
-            batch, num_bytes = [], 0
-        batch.append(path)
-        num_bytes += size
-        batches[path] = batch
-    return batches
+        return len(self._parameters)
 
 
 def _digest(a: np.ndarray) -> str:

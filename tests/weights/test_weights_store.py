@@ -13,6 +13,7 @@ import time
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_dit import CONFIG, draw
@@ -155,7 +156,7 @@ def flip(path, place):
     path.write_bytes(content)
 
 
-def test_damage_is_seen(imported, tmp_path):
+def test_damage_is_seen(imported, tmp_path, capfd):
     files = [path for path in (imported / 'params').rglob('*') if path.is_file() and path.name[0] in '0123456789']
     largest = max(files, key=lambda path: path.stat().st_size)
     for place in (0, 1001, -1):
@@ -168,8 +169,19 @@ def test_damage_is_seen(imported, tmp_path):
         flip(largest, place)
     load(imported)
     os.truncate(largest, 10)
-    with pytest.raises(WeightsError, match='params: it cannot be restored'):
+    assert main(['export', str(imported), f'--out={tmp_path / "exported"}']) == 2
+    told = capfd.readouterr().err  # of the file descriptor: what libraries print counts
+    assert told.startswith(f'error: {imported}') and 'cannot be read' in told and told.count('\n') == 1
+    shutil.rmtree(largest.parent)
+    with pytest.raises(WeightsError, match='cannot be read'):
         load(imported)
+
+
+def test_the_parameters_are_an_orbax_checkpoint(imported):
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(imported / 'params')
+    jax.tree.map(np.testing.assert_array_equal, tree, load(imported).params)
+    assert jax.tree.structure(tree) == jax.tree.structure(load(imported).params)
 
 
 def test_a_changed_record_is_seen(imported, tmp_path):
@@ -281,7 +293,7 @@ def big(folder, depth, width):
 
 
 @pytest.mark.parametrize(
-    ('depth', 'width'), [(12, 6), pytest.param(6, 20, marks=pytest.mark.slow, id='1 GB, of which the largest 50 MB')]
+    ('depth', 'width'), [(8, 6), pytest.param(6, 20, marks=pytest.mark.slow, id='1 GB, of which the largest 50 MB')]
 )
 def test_memory_stays_near_the_largest_tensor(source, tmp_path, depth, width):
     total, largest = big(tmp_path / 'large', depth, width)
@@ -296,8 +308,7 @@ def test_memory_stays_near_the_largest_tensor(source, tmp_path, depth, width):
         f'{total:.0f} MB, largest {largest:.1f}: import {there - least:.0f}, export {back - least:.0f} over a tiny one'
     )
     assert total > 15 * largest
-    assert there - least < 3 * largest + 15
-    assert back - least < 4 * largest + 40  # several small ones are restored together
+    assert max(there, back) - least < 3 * largest + 15
 
 
 def test_the_fixture_is_what_the_library_would_write(source, tensors, tmp_path):
