@@ -58,6 +58,7 @@ def unet(batch_size: int, dtype: str) -> Pair:
     from diffusers import UNet2DModel
 
     from diffjax.weights import ARCHITECTURES, export_tensors
+    from diffjax.weights.engine import build_network
 
     blocks = ['DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D', 'DownBlock2D']
     config = {
@@ -78,7 +79,7 @@ def unet(batch_size: int, dtype: str) -> Pair:
         whole = dict(UNet2DModel(**config).config)
     architecture = ARCHITECTURES['UNet2DModel']
     options = architecture.to_options(whole)
-    network = getattr(nets, architecture.network)(**options | {'compute_dtype': dtype})
+    network = build_network(architecture, options | {'compute_dtype': dtype})
 
     def theirs(params):
         module = UNet2DModel(**config)
