@@ -96,7 +96,7 @@ def test_a_spatial_transformer_equals_an_independent_one(perturb):
     """Equations (4) and (5) in NumPy float64, one image after the other, its text cut instead of masked."""
     rng = np.random.default_rng(0)
     x, text, mask = rng.standard_normal((2, 3, 2, 8)), rng.standard_normal((2, 4, 6)), np.arange(4) < [[4], [2]]
-    x[1] = np.float32(1 + 1e-3 * x[1])  # a variance about as large as the 1e-6 added to it
+    x[1] = np.float32(1e-3 * x[1])  # a variance about as large as the 1e-6 added to it
     style = Style('float32', 'xla', 0.0, 2, 1e-5, 'additive', 'linear')
     block = SpatialTransformer(2, 1, style)
     inputs = jnp.asarray(x, jnp.float32), jnp.asarray(text, jnp.float32), jnp.asarray(mask)
