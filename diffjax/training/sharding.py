@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from diffjax.core.types import PyTree
 
 MIN_SHARDED_SIZE = 2**10  # smaller arrays are replicated: splitting them costs more than it saves
-SCANNED = 'blocks'  # parameters under this name are stacked layers, whose first axis is scanned over
+SCANNED = 'blocks'  # a word of the names of stacked layers, whose first axis is scanned over: blocks, single_blocks
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -47,11 +47,17 @@ def parameter_spec(shape: tuple[int, ...], size: int, *, scanned: bool = False) 
     return P(*['fsdp' if i == best else None for i in range(len(shape))])
 
 
+def is_stacked(name: str) -> bool:
+    """Whether parameters of this name have a first axis over layers; `blocks_3` is one layer, `blocks` are all."""
+    words = name.split('_')
+    return SCANNED in words and not words[-1].isdecimal()
+
+
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
     """A sharding for each leaf of a state (arrays or shapes)."""
 
     def place(path, leaf):
-        scanned = any(getattr(entry, 'key', None) == SCANNED for entry in path)
+        scanned = any(is_stacked(str(getattr(entry, 'key', ''))) for entry in path)
         return NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape['fsdp'], scanned=scanned))
 
     return jax.tree_util.tree_map_with_path(place, state)

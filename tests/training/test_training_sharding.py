@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from diffjax.core import parameterizations, schedules, times, weights
 from diffjax.core.losses import Loss
-from diffjax.nets import DiT, as_model
+from diffjax.nets import DiT, Flux, MMDiT, PixArt, UViT, as_model
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings, Trainer
@@ -18,6 +18,7 @@ from diffjax.training.sharding import (
     SCANNED,
     batch_sharding,
     check_batch,
+    is_stacked,
     make_mesh,
     parameter_spec,
     replicated,
@@ -47,6 +48,30 @@ from diffjax.training.sharding import (
 )
 def test_parameter_spec(shape, size, scanned, spec):
     assert parameter_spec(shape, size, scanned=scanned) == spec
+
+
+FIELDS = {'num_heads': 2, 'num_classes': 3, 'out_channels': 1}
+TEXT = {'text_size': 8, 'pooled_size': 8}
+STACKING = {
+    'DiT': DiT(patch_size=2, hidden_size=32, depth=5, **FIELDS),
+    'PixArt': PixArt(patch_size=2, hidden_size=32, depth=5, text_size=8, **FIELDS),
+    'UViT': UViT(patch_size=2, hidden_size=32, depth=11, **FIELDS),
+    'MMDiT': MMDiT(hidden_size=32, depth=10, num_dual_blocks=5, **TEXT, **FIELDS),
+    'Flux': Flux(hidden_size=16, depth=5, single_depth=5, rope_sizes=(2, 2, 4), **TEXT, **FIELDS),
+}
+
+
+@pytest.mark.parametrize('name', STACKING)
+def test_stacked_layers_are_known_by_their_names(name):
+    """Against the unrolled network: what has no parameters under the same name there is stacked."""
+
+    def names(scan_layers):
+        init = functools.partial(as_model(STACKING[name].clone(scan_layers=scan_layers)).init, jax.random.key(0))
+        return jax.eval_shape(init, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, int))
+
+    stacked, unrolled = names(True), names(False)
+    assert {key for key in stacked if is_stacked(key)} == set(stacked) - set(unrolled) != set()
+    assert not any(map(is_stacked, unrolled))
 
 
 def test_the_axis_of_stacked_layers_is_never_split(make_mesh):
