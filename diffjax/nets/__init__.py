@@ -22,5 +22,6 @@ from diffjax.nets.model import count_parameters as count_parameters
 from diffjax.nets.pixart import PixArt
 from diffjax.nets.unet import UNet
 from diffjax.nets.uvit import UViT
+from diffjax.nets.vgg import LPIPS as LPIPS
 
 __all__ = ['DiT', 'EDM2', 'Flux', 'MMDiT', 'PixArt', 'UNet', 'UViT', 'MLP']

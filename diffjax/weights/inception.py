@@ -8,7 +8,6 @@ That file is a pickle, which can run whatever it likes when it is opened. It bec
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +15,9 @@ import numpy as np
 
 from diffjax.core.types import PyTree
 from diffjax.nets.inception import SIZE, unit_names
-from diffjax.weights.architecture import Architecture, WeightsError
-from diffjax.weights.engine import check_names, expected_shapes, import_tensors
+from diffjax.weights.architecture import Architecture
 from diffjax.weights.rules import CONV, LINEAR, Leaf, array
-from diffjax.weights.tensors import TensorFile
+from diffjax.weights.single_files import open_parameters
 
 COUNTER = '.num_batches_tracked'  # of training; some copies hold it, none needs it
 
@@ -51,15 +49,4 @@ def open_weights(path: str | os.PathLike) -> Callable[[], PyTree]:
     Names and shapes are checked at once, in the file's header. Raises WeightsError, in one line, for what is no such
     file, a pickle included.
     """
-    path = Path(path)
-    if path.is_file():
-        with open(path, 'rb') as file:
-            if file.read(2) in (b'PK', b'\x80\x02'):  # PyTorch's archives, and its older bare pickles
-                raise WeightsError(
-                    f'{path} is a pickle, which can run whatever it likes when it is opened; '
-                    'two lines in diffjax/weights/inception.py make safetensors of it'
-                )
-    file = TensorFile(path)
-    shapes = {name: spec.shape for name, spec in file.specs.items() if not name.endswith(COUNTER)}
-    check_names(ARCHITECTURE.class_name, shapes, expected_shapes(ARCHITECTURE, {}))
-    return lambda: import_tensors(ARCHITECTURE, {}, {name: file[name] for name in shapes})
+    return open_parameters(path, ARCHITECTURE, how='two lines in diffjax/weights/inception.py', ignored=COUNTER)

@@ -1,0 +1,95 @@
+"""The discriminator of patches and the small recogniser: published counts, and what a distance measures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+from diffjax.nets import count_parameters
+from diffjax.nets.discriminator import PatchDiscriminator
+from diffjax.nets.recognizer import Recognizer, perceptual_distance
+
+RNG = np.random.default_rng(0)
+
+
+def test_scores_stand_where_the_published_ones_do():
+    """30 x 30 of them for 256 x 256 pixels (Isola et al. 2017, section 3.2.2)."""
+    judge = PatchDiscriminator(base_channels=2, depth=3)
+    x = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+    assert jax.eval_shape(judge.init_with_output, jax.random.key(0), x)[0].shape == (2, 30, 30, 1)
+
+
+def test_the_published_discriminator_has_its_parameters():
+    """2.77 M for three strides and 64 channels, of convolutions and norms counted by hand."""
+    params = jax.eval_shape(PatchDiscriminator().init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))['params']
+    widths = [3, 64, 128, 256, 512, 1]
+    by_hand = sum(16 * a * b + b for a, b in zip(widths, widths[1:])) + 2 * (128 + 256 + 512)
+    assert count_parameters(params) == by_hand and round(by_hand / 1e6, 2) == 2.77
+
+
+def test_a_verdict_does_not_depend_on_the_batch():
+    judge = PatchDiscriminator(base_channels=4, depth=1)
+    x = RNG.standard_normal((3, 16, 16, 1)).astype(np.float32)
+    params = judge.init(jax.random.key(0), x)
+    np.testing.assert_allclose(judge.apply(params, x)[:1], judge.apply(params, x[:1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'shape', 'message'),
+    [
+        ({}, (1, 16, 64, 3), 'needs pictures of 32x32 at least, got 16x64: lower its depth'),
+        ({}, (64, 64, 3), r'\[B, H, W, C\]'),
+    ],
+)
+def test_pictures_that_are_too_small_are_refused(fields, shape, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(PatchDiscriminator(**fields).init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    with pytest.raises(ValueError, match='at least 1, got 64 and 0'):
+        PatchDiscriminator(depth=0)
+
+
+def test_the_distance_is_its_equation():
+    """In plain loops over positions, with weights and without."""
+    a, b = ([RNG.standard_normal((2, n, n, c)).astype(np.float32) for n, c in ((4, 3), (2, 5))] for _ in range(2))
+    weights = [RNG.uniform(0, 1, c).astype(np.float32) for c in (3, 5)]
+
+    def by_hand(i, weights):
+        total = 0.0
+        for f, g, w in zip(a, b, weights):
+            places = [(y, x) for y in range(f.shape[1]) for x in range(f.shape[2])]
+            for place in places:
+                u, v = (h[(i, *place)] / np.linalg.norm(h[(i, *place)]) for h in (f, g))
+                total += (w * (u - v) ** 2).sum() / len(places)
+        return total
+
+    np.testing.assert_allclose(perceptual_distance(a, b, weights), [by_hand(i, weights) for i in (0, 1)], rtol=1e-5)
+    halves = [np.full(c, 0.5) for c in (3, 5)]
+    np.testing.assert_allclose(perceptual_distance(a, b), [by_hand(i, halves) for i in (0, 1)], rtol=1e-5)
+    np.testing.assert_array_equal(perceptual_distance(a, a), 0)
+
+
+def test_it_learns_to_tell_digits_apart(fast_compilation):
+    digits = load_digits()
+    x, y = (digits.images[..., None] / 8 - 1).astype(np.float32), digits.target
+    net, adam = Recognizer(num_outputs=10, channels=(8, 16)), optax.adam(1e-2)
+    params = jax.jit(net.init)(jax.random.key(0), x[:1])
+
+    @jax.jit
+    def step(params, opt, x, y):
+        def loss(p):
+            return optax.softmax_cross_entropy_with_integer_labels(net.apply(p, x), y).mean()
+
+        updates, opt = adam.update(jax.grad(loss)(params), opt)
+        return optax.apply_updates(params, updates), opt
+
+    opt = adam.init(params)
+    for i in range(60):
+        rows = slice(64 * (i % 20), 64 * (i % 20) + 64)
+        params, opt = step(params, opt, x[rows], y[rows])
+    logits = jax.jit(net.apply)(params, x[1400:])
+    assert (np.argmax(logits, -1) == y[1400:]).mean() > 0.7
+    maps = net.apply(params, x[:2], method='features')
+    assert [m.shape for m in maps] == [(2, 8, 8, 8), (2, 4, 4, 16)]
+    np.testing.assert_allclose(net.apply(params, x[:2], method='embed'), maps[-1].mean((1, 2)), rtol=1e-6)
