@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffjax.build import ConfigError, Experiment, parse_component
+from diffjax.build import ConfigError, Experiment
+from diffjax.components import parse_component
 from diffjax.core.types import PyTree
 from diffjax.weights import WeightsError
 from diffjax.weights.fitting import load_for

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax import nets
-from diffjax.build import ConfigError, component
+from diffjax.build import ConfigError
+from diffjax.components import component
 from diffjax.core import grids, solvers
 from diffjax.core.denoisers import network_denoiser
 from diffjax.core.parameterizations import Velocity

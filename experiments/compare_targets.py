@@ -11,7 +11,7 @@ from hand_made import stochastic
 from run_measures import Measures, has_test_images
 
 import diffjax
-from diffjax.build import component
+from diffjax.components import component
 from diffjax.core import oracles, schedules
 from diffjax.core.parameterizations import EDM, Parameterization
 from diffjax.core.sampling import sample, sample_keys, starting_noise

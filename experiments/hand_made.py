@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax.build import ConfigError, component
+from diffjax.build import ConfigError
+from diffjax.components import component
 from diffjax.core import grids, solvers
 from diffjax.core.parameterizations import Parameterization
 from diffjax.core.sampling import check_plan

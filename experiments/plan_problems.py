@@ -17,7 +17,8 @@ from plan_learning import Problem, Starts
 from run_measures import Measures, has_test_images
 
 import diffjax
-from diffjax.build import build_plan, component
+from diffjax.build import build_plan
+from diffjax.components import component
 from diffjax.core import oracles, schedules
 from diffjax.core.parameterizations import EDM
 from diffjax.core.sampling import sample, sample_keys, starting_noise

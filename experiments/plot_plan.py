@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.build import ConfigError, component, make_plan
+from diffjax.build import ConfigError, make_plan
+from diffjax.components import component
 from diffjax.core import schedules
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan

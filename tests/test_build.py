@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffjax import nets
-from diffjax.build import (
-    ConfigError,
-    SamplerSettings,
-    build,
-    build_loss,
-    build_plan,
-    component,
-    parse_component,
-)
+from diffjax.build import ConfigError, SamplerSettings, build, build_loss, build_plan
+from diffjax.components import component, parse_component
 from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
 from diffjax.core.solvers.plan_records import PlanRecord, describe
 from diffjax.core.types import Model
@@ -86,7 +79,12 @@ def test_a_deeply_nested_value_is_a_string():
 
 NEEDED = {
     'DiT': {'patch_size': 2, 'hidden_size': 32, 'depth': 1, 'num_heads': 2},
+    'EDM2': {'base_channels': 8},
+    'Flux': {'hidden_size': 32, 'depth': 1, 'single_depth': 1, 'num_heads': 2},
+    'MMDiT': {'hidden_size': 32, 'depth': 1, 'num_heads': 2},
+    'PixArt': {'patch_size': 2, 'hidden_size': 32, 'depth': 1, 'num_heads': 2},
     'UNet': {'base_channels': 8},
+    'UViT': {'patch_size': 2, 'hidden_size': 32, 'depth': 3, 'num_heads': 2},
     'Shifted': {'base': 'cosine', 'shift': 3.0},
     'times': {'values': [1.0, 0.8, 0.6, 0.3, 0.0]},
 }

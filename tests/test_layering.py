@@ -18,7 +18,8 @@ ROOMS = {
     'evaluation': ('core', 'nets', 'weights'),
     'training': ('core.types', 'tasks', 'data', 'evaluation'),
 }
-ALL = (*ROOMS, 'build', 'command', 'main', 'plan_files', 'results', 'run', 'settings', 'starting', 'workdir')
+TOP = ('plan_files', 'settings', 'components', 'build', 'starting', 'workdir', 'run', 'results', 'command', 'main')
+ALL = (*ROOMS, *TOP)
 CORE_NEEDS = ('jax', 'numpy')  # beside the standard library
 CORE_NEEDS_LAZILY = {'oracles.py': ('scipy',), 'grids.py': ('scipy',), 'likelihood.py': ('diffrax',)}  # in functions
 
@@ -118,15 +119,14 @@ def test_the_layers_hold():
 
 
 def test_the_commands_below_the_top_import_downwards():
-    """plan_files < settings < build < starting < workdir < run < results < main: what each may see of the others."""
-    order = ['plan_files', 'settings', 'build', 'starting', 'workdir', 'run', 'results', 'command', 'main']
+    """Each file beside the rooms sees of the others those before it in TOP."""
     known = modules(ROOT)
-    assert {name.split('.')[1] for name in known if name.count('.') == 1} - set(ROOMS) == set(order)
-    for place, name in enumerate(order):
+    assert {name.split('.')[1] for name in known if name.count('.') == 1} - set(ROOMS) == set(TOP)
+    for place, name in enumerate(TOP):
         for imported, _ in imports(known[f'diffjax.{name}'], 'diffjax'):
             target = resolve(imported, known).removeprefix('diffjax.').split('.')[0]
-            if target in order:
-                assert order.index(target) < place, f'{name} imports {target}'
+            if target in TOP:
+                assert TOP.index(target) < place, f'{name} imports {target}'
 
 
 def test_configs_import_nothing_but_ml_collections():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffjax.build import parse_component
+from diffjax.components import parse_component
 from diffjax.core import oracles, schedules, solvers
 
 MIXTURE = oracles.gmm2d()
