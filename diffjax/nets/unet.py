@@ -7,7 +7,7 @@ arXiv:2112.10752; SDXL, Podell et al. 2023, arXiv:2307.01952). The blocks and th
 what they are told in unet_condition.py. The network starts as zero and its blocks as the identity (up to the 1x1
 convolutions where the number of channels changes).
 
-Published sizes; multiply-adds of one forward pass, half of its FLOPs, at the size of x given:
+Published sizes; multiply-adds of one forward pass (those of attention too), half of its FLOPs, at the size of x given:
 
                      base   multipliers       blocks  attention at       x             parameters   multiply-adds
     DDPM CIFAR-10    128    1 2 2 2           2       16                 32x32x3         35.7 M          6.22 G
@@ -19,9 +19,9 @@ Published sizes; multiply-adds of one forward pass, half of its FLOPs, at the si
     SDXL             320    1 2 4             2       levels 1 2         128x128x4      2.57 B         3.38 T
 
 DDPM: time_conditioning='additive', sinusoids='sin_cos_to_end', downsample_zeros='end', num_heads=1, norm_epsilon=1e-6,
-num_groups=32. ADM: resampling='resnet', head_dim=64. SD 1.5: time_conditioning='additive', num_heads=8, text_size=768,
-projection='conv'. SD 2.1: head_dim=64, text_size=1024. SDXL: transformer_depth=(1, 2, 10), head_dim=64, text_size=2048,
-pooled_size=1280.
+num_groups=32. ADM: resampling='resnet', head_dim=64. Stable Diffusion: time_conditioning='additive', with num_heads=8,
+text_size=768, projection='conv' (1.5), head_dim=64, text_size=1024 (2.1), or head_dim=64, text_size=2048,
+transformer_depth=(1, 2, 10), pooled_size=1280 (SDXL).
 """
 
 from collections.abc import Sequence
