@@ -56,6 +56,10 @@ class Experiment:
     optimizer: optax.GradientTransformation
 
     @property
+    def params_name(self) -> str:
+        return self.sampler.params
+
+    @property
     def sample_shape(self) -> tuple[int, int, int]:
         return self.source.image_shape
 

@@ -83,15 +83,26 @@ def start():
             jax.config.update('jax_cpu_collectives_implementation', 'gloo')
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     from diffjax.build import build
+    from diffjax.first_stage import build_first_stage
     from diffjax.workdir import check_same_run
 
     config = FLAGS.config.to_dict()
     check_same_run(FLAGS.workdir, config)
-    experiment = build(config, for_sampling=FLAGS.mode == 'sample')
+    if 'task' in config:
+        experiment = build_first_stage(config)
+    else:
+        experiment = build(config, for_sampling=FLAGS.mode == 'sample')
     device = jax.devices()[0]
     axes = ' x '.join(f'{name} {size}' for name, size in experiment.mesh.shape.items())
     say(f'device: {jax.device_count()} x {device.device_kind} ({device.platform})   mesh: {axes}')
     return config, experiment
+
+
+def measure_of(experiment):
+    """The function that measures what an experiment has trained."""
+    from diffjax import first_stage, results
+
+    return first_stage.measure if isinstance(experiment, first_stage.FirstStage) else results.measure
 
 
 def train_run(workdir: Path) -> None:
@@ -99,7 +110,7 @@ def train_run(workdir: Path) -> None:
     import jax
 
     from diffjax.data import make_iterator
-    from diffjax.results import finished, measure, summary_lines
+    from diffjax.results import finished, summary_lines
     from diffjax.run import sampling_params
     from diffjax.starting import imported_params
     from diffjax.training.loop import train
@@ -108,8 +119,8 @@ def train_run(workdir: Path) -> None:
 
     config, experiment = start()
     training = experiment.training
-    if is_reconstructed(experiment.sampler.params):
-        fail(f'sampler.params={experiment.sampler.params} is made by --mode=ema after training, which needs another')
+    if is_reconstructed(experiment.params_name):
+        fail(f'sampler.params={experiment.params_name} is made by --mode=ema after training, which needs another')
     if finished(workdir, training.num_steps):
         say(
             f'{workdir} is finished ({training.num_steps} steps), nothing was trained again: '
@@ -136,7 +147,7 @@ def train_run(workdir: Path) -> None:
     if experiment.evaluation.num_samples:
         say(f'drawing and measuring {experiment.evaluation.num_samples} samples')
         params = sampling_params(experiment, result.state)
-        figures = measure(experiment, params, workdir, result.step, seed=0, progress=sys.stderr.isatty())
+        figures = measure_of(experiment)(experiment, params, workdir, result.step, seed=0, progress=sys.stderr.isatty())
         say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
 
 
@@ -164,6 +175,8 @@ def sample_run(workdir: Path) -> None:
     from diffjax.run import balanced_labels, check_labels, make_sampler, to_output
 
     config, experiment = start()
+    if 'task' in config:
+        fail('--mode=sample draws from what denoises; an autoencoder reconstructs, with --mode=evaluate')
     num_classes = experiment.task.num_classes
     try:
         wanted = [int(label) for label in FLAGS.labels.split(',')] if FLAGS.labels else None
@@ -192,7 +205,7 @@ def sample_run(workdir: Path) -> None:
 
 def evaluate_run(workdir: Path) -> None:
     """Draws and measures samples of a trained workdir again, with the sampler that the command line asks for."""
-    from diffjax.results import measure, summary_lines
+    from diffjax.results import summary_lines
 
     config, experiment = start()
     if FLAGS.num_samples:
@@ -200,7 +213,7 @@ def evaluate_run(workdir: Path) -> None:
 
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, num_samples=FLAGS.num_samples))
     params, step = find_params(config, experiment, workdir)
-    figures = measure(experiment, params, workdir, step, seed=FLAGS.seed, progress=sys.stderr.isatty())
+    figures = measure_of(experiment)(experiment, params, workdir, step, seed=FLAGS.seed, progress=sys.stderr.isatty())
     say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
 
 

@@ -243,6 +243,8 @@ def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict,
 def summary_lines(figures: dict[str, Any]) -> list[str]:
     """The figures that the terminal shows at the end."""
     shown = {
+        'psnr': 'PSNR {:.2f} dB of held-out images, reconstructed',
+        'codes_used': '{:.1%} of the codes are used',
         'class_accuracy': 'class accuracy {:.2%}',
         'frechet_distance': 'Frechet distance {:.4g}',
         'features': '  between samples and reference in {}',

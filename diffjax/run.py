@@ -186,7 +186,7 @@ def restore(experiment: Experiment, workdir: str | os.PathLike) -> tuple[TrainSt
 
 def restore_params(experiment: Experiment, workdir: str | os.PathLike) -> tuple[PyTree, int]:
     """The parameters that the sampler's settings name, of a checkpoint or a reconstructed average, and their step."""
-    name = experiment.sampler.params
+    name = experiment.params_name
     if is_reconstructed(name):
         _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
         return read_reconstructed(Path(workdir), name, abstract(shapes.params, shardings.params))
@@ -222,7 +222,7 @@ def reconstruct_averages(
 
 def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
     """The profile of averaged parameters that the sampler's settings name."""
-    name = experiment.sampler.params or next(iter(state.ema), 'raw')
+    name = experiment.params_name or next(iter(state.ema), 'raw')
     return state.params if name == 'raw' else state.ema[name]
 
 

@@ -19,6 +19,7 @@ from diffjax.workdir import check_same_run, write_config
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py'))
+NAMES.remove('autoencoder_shapes')  # of another kind: tests/test_first_stage.py
 SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]
 SMOKES += [('digits_networks', f'network={name},smoke') for name in ('flux', 'lightning', 'mmdit', 'unet', 'uvit')]
 FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit'), ('dit_b', 'model=XL/4,smoke')]

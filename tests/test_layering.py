@@ -18,7 +18,19 @@ ROOMS = {
     'evaluation': ('core', 'nets', 'weights'),
     'training': ('core.types', 'tasks', 'data', 'evaluation'),
 }
-TOP = ('plan_files', 'settings', 'components', 'build', 'starting', 'workdir', 'run', 'results', 'command', 'main')
+TOP = (
+    'plan_files',
+    'settings',
+    'components',
+    'build',
+    'starting',
+    'workdir',
+    'run',
+    'results',
+    'first_stage',
+    'command',
+    'main',
+)
 ALL = (*ROOMS, *TOP)
 CORE_NEEDS = ('jax', 'numpy')  # beside the standard library
 CORE_NEEDS_LAZILY = {'oracles.py': ('scipy',), 'grids.py': ('scipy',), 'likelihood.py': ('diffrax',)}  # in functions

@@ -34,6 +34,8 @@ from diffjax.nets.layers import (
 )
 from diffjax.nets.quantization import fsq, fsq_tokens, fsq_values, nearest_codes, scaled, straight_through
 
+__all__ = ['Autoencoder']
+
 BOTTLENECKS = ('kl', 'vq', 'fsq')
 XAVIER = nn.initializers.xavier_uniform()
 EPSILON = 1e-6  # of normalisations, as published

@@ -14,6 +14,8 @@ from flax import linen as nn
 from diffjax.core.types import Array
 from diffjax.nets.layers import COMPUTE_DTYPES, check_choice, check_rank
 
+__all__ = ['PatchDiscriminator']
+
 GROUPS = 8  # at most, of each normalisation
 SLOPE = 0.2  # of the leaky ReLU
 

@@ -35,6 +35,8 @@ from diffjax.nets.autoencoder import Codes, Gaussian
 from diffjax.nets.discriminator import PatchDiscriminator
 from diffjax.tasks.task import Task
 
+__all__ = ['Autoencoding']
+
 MAX_ADAPTIVE_WEIGHT = 1e4
 MIN_USE = 0.03  # of a code, as a share of the mean use; below it the code is moved
 LAST_LAYER = ('decoder', 'conv_out', 'kernel')

@@ -1,0 +1,286 @@
+"""An autoencoder as an experiment: a config with the section `task` in, a trained first stage and its report out.
+
+The section `task` names `autoencoding` with its weights (`tasks/autoencoding.py`), and beside them
+
+    discriminator            'none', or 'patch_discriminator:base_channels=32,depth=2'
+    discriminator_optimizer  of its own; '': the same as the autoencoder's
+    perceptual               'none', or 'lpips:weights=PATH', a safetensors file of the published weights
+"""
+
+import functools
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffjax import nets, tasks
+from diffjax.build import open_split, with_averages
+from diffjax.components import check_keys, component, parse_component, section
+from diffjax.core.types import PyTree
+from diffjax.data import Source, prepare, to_uint8
+from diffjax.evaluation.pictures import line_plot, sample_grid
+from diffjax.evaluation.report import write_report
+from diffjax.nets.autoencoder import Codes
+from diffjax.results import loss_curve
+from diffjax.settings import ConfigError, DatasetSettings
+from diffjax.tasks import Autoencoding
+from diffjax.training import optimizers
+from diffjax.training.loop import Settings, Trainer
+from diffjax.training.sharding import make_mesh, replicated
+from diffjax.weights import lpips
+
+KEYS = ('seed', 'task')
+SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'evaluation')
+SHOWN = 10  # pictures, each with its reconstruction and their difference
+ERROR_SCALE = 4  # by which differences are brightened
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings:
+    """The `evaluation` section: how many held-out images are encoded and decoded, with which parameters."""
+
+    num_samples: int = 512
+    batch_size: int = 64
+    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
+
+    def __post_init__(self):
+        if self.num_samples < 0 or self.batch_size < 1:
+            raise ConfigError(
+                f'evaluation.num_samples is at least 0 and batch_size 1, got {self.num_samples} and {self.batch_size}'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """A config of an autoencoder as objects, with what a `Trainer` needs."""
+
+    seed: int
+    dataset: DatasetSettings
+    source: Source
+    test: Source | None
+    task: Autoencoding
+    evaluation: ReconstructionSettings
+    training: Settings
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    frozen: PyTree
+
+    @property
+    def params_name(self) -> str:
+        return self.evaluation.params
+
+    @property
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of one example as the source delivers it, without its values."""
+        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in self.source[0].items()}
+
+    def trainer(self) -> Trainer:
+        return Trainer(
+            task=self.task,
+            optimizer=self.optimizer,
+            settings=self.training,
+            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
+            mesh=self.mesh,
+            seed=self.seed,
+            frozen=self.frozen,
+        )
+
+
+def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
+    """Everything that a config describes, checked. Raises ConfigError or another ValueError in one line."""
+    check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
+    dataset = section(DatasetSettings, config, 'dataset')
+    training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
+    evaluation = section(ReconstructionSettings, config, 'evaluation')
+    if evaluation.params not in ('', 'raw', *training.ema):
+        raise ConfigError(f"evaluation.params is 'raw' or one of {', '.join(training.ema)}; got {evaluation.params!r}")
+    if training.init_from:
+        raise ConfigError('training.init_from is for networks that denoise; an autoencoder starts from nothing')
+    source, test = (
+        open_split(dataset, split, for_sampling=False) if split else None
+        for split in (dataset.split, dataset.test_split)
+    )
+    if source.kind != 'image':
+        raise ConfigError(f'dataset.name: an autoencoder learns from images, and {dataset.name} has latents')
+    network = component(nets.autoencoder, config['network'], 'network', out_channels=source.image_shape[-1])()
+    task, frozen = _task(config['task'], network)
+    experiment = FirstStage(
+        seed=config['seed'],
+        dataset=dataset,
+        source=source,
+        test=test,
+        task=task,
+        evaluation=evaluation,
+        training=training,
+        mesh=section(make_mesh, config, 'mesh'),
+        optimizer=_optimizer(config, training.num_steps),
+        frozen=frozen,
+    )
+    experiment.trainer().init(experiment.batch_spec)  # checks shapes
+    return experiment
+
+
+def _task(spec: Any, network: nets.Autoencoder) -> tuple[Autoencoding, PyTree]:
+    """The task of the section `task`, and its frozen parameters."""
+    name, options = parse_component(spec, 'task')
+    options.pop('discriminator_optimizer', None)
+    judge, perceptual = options.pop('discriminator', 'none'), options.pop('perceptual', 'none')
+    discriminator = None if judge == 'none' else component(nets.discriminator, judge, 'task.discriminator')()
+    distance, frozen = _perceptual(perceptual)
+    given = {'network': network, 'discriminator': discriminator, 'perceptual': distance}
+    chosen = {'name': name, **options}
+    return component(tasks.autoencoding, chosen, 'task', **given)(), frozen
+
+
+def _perceptual(spec: Any) -> tuple[Callable | None, PyTree]:
+    """(frozen, x, y) -> [B] and what is frozen, or (None, ())."""
+    name, options = parse_component(spec, 'task.perceptual')
+    if name == 'none' and not options:
+        return None, ()
+    if name.lower() != 'lpips' or list(options) != ['weights']:
+        raise ConfigError(f"task.perceptual is 'none' or 'lpips:weights=PATH', got {spec!r}")
+    frozen = {'lpips': lpips.open_weights(options['weights'])()}
+
+    def distance(frozen, x, y):
+        colour = (jnp.broadcast_to(a, (*a.shape[:-1], 3)) if a.shape[-1] == 1 else a for a in (x, y))
+        return nets.LPIPS().apply({'params': frozen['lpips']}, *colour)
+
+    return distance, frozen
+
+
+def _optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+    """One for each part of the parameters, by its name."""
+    whole = component(optimizers, config['optimizer'], 'optimizer', num_steps=num_steps)()
+    other = parse_component(config['task'], 'task')[1].get('discriminator_optimizer') or config['optimizer']
+    judge = component(optimizers, other, 'task.discriminator_optimizer', num_steps=num_steps)()
+    return optax.multi_transform({'autoencoder': whole, 'discriminator': judge}, lambda params: {k: k for k in params})
+
+
+# What a trained one is worth ------------------------------------------------------------------------------------------
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """10 log10(255^2 / mean squared difference) of bytes, in decibels, pooled over all that is given."""
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-10)))
+
+
+def jpeg_psnr(images: np.ndarray, num_bytes: float) -> float | None:
+    """Of JPEG at the best quality whose files take `num_bytes` each on average; None where the worst takes more."""
+    from PIL import Image
+
+    def compressed(quality):
+        sizes, again = [], []
+        for image in images:
+            buffer = io.BytesIO()
+            Image.fromarray(image.squeeze()).save(buffer, 'JPEG', quality=quality, optimize=True)
+            sizes.append(buffer.tell())
+            again.append(np.asarray(Image.open(buffer)).reshape(image.shape))
+        return np.mean(sizes), np.stack(again)
+
+    low, high = 0, 95  # the best quality that fits lies in [low, high]
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if compressed(middle)[0] <= num_bytes else (low, middle - 1)
+    return psnr(images, compressed(low)[1]) if low else None
+
+
+def reconstructions(experiment: FirstStage, params: PyTree, images: np.ndarray, *, progress: bool) -> dict[str, Any]:
+    """`images` as uint8 again; `latents`, the posterior's means or the codes; `tokens` where there are some."""
+    task, size = experiment.task, experiment.evaluation.batch_size
+
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    def run(params, images):
+        x = prepare({'image': images}, jax.random.key(0), flip=False)['x0']
+        code = task.encode(params, x)
+        z = code.codes if isinstance(code, Codes) else code.mean
+        found = {'images': to_uint8(task.decode(params, z)), 'latents': z}
+        return found | ({'tokens': code.tokens} if isinstance(code, Codes) else {})
+
+    parts = []
+    for start in tqdm(range(0, len(images), size), unit='batch', disable=not progress, dynamic_ncols=True):
+        part = images[start : start + size]
+        padded = np.resize(part, (size, *part.shape[1:]))
+        found = {name: np.asarray(a)[: len(part)] for name, a in run(params, padded).items()}
+        parts.append(found)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def measure(
+    experiment: FirstStage, params: PyTree, workdir: Path, step: int, *, seed: int = 0, progress: bool = False
+) -> dict[str, Any]:
+    """Encodes and decodes held-out images; writes reconstructions.png, figures.json and report.md."""
+    del seed  # nothing is drawn
+    workdir, network, source = Path(workdir), experiment.task.network, experiment.test or experiment.source
+    images = source.read(range(min(experiment.evaluation.num_samples, len(source))))['image']
+    found = reconstructions(experiment, params, images, progress=progress)
+    if jax.process_index():
+        return {}
+    values, latents = math.prod(images.shape[1:]), math.prod(found['latents'].shape[1:])
+    num_bytes = float(latents)
+    if 'tokens' in found:
+        codes = network.codebook_size or math.prod(network.levels)
+        num_bytes = math.prod(found['tokens'].shape[1:]) * math.log2(codes) / 8
+    figures = {
+        'num_samples': len(images),
+        'psnr': psnr(images, found['images']),
+        'psnr_jpeg': jpeg_psnr(images, num_bytes),
+        'bytes_per_image': num_bytes,
+        'values_per_latent_value': values / latents,
+        'latent_mean': float(found['latents'].mean()),
+        'latent_std': float(found['latents'].std()),
+    }
+    if 'tokens' in found:
+        share = np.bincount(found['tokens'].ravel(), minlength=codes) / found['tokens'].size
+        figures['codes_used'] = float((share > 0).mean())
+        figures['perplexity'] = float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))
+    _write(experiment, workdir, figures | {'step': step}, images, found['images'])
+    return figures | {'step': step}
+
+
+def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndarray, again: np.ndarray) -> None:
+    errors = np.abs(images[:SHOWN].astype(int) - again[:SHOWN]) * ERROR_SCALE
+    rows = np.concatenate([images[:SHOWN], again[:SHOWN], np.clip(errors, 0, 255).astype(np.uint8)])
+    sample_grid(rows, columns=len(images[:SHOWN]), path=workdir / 'reconstructions.png')
+    pictures = {
+        f'Held-out images, their reconstructions, and the differences times {ERROR_SCALE}': workdir
+        / 'reconstructions.png'
+    }
+    if curve := loss_curve(workdir):
+        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
+        pictures['Training loss'] = workdir / 'loss.png'
+    source, network, task = experiment.source, experiment.task.network, experiment.task
+    judged = 'no discriminator' if task.discriminator is None else 'a discriminator of patches'
+    perceptual = 'no perceptual distance' if task.perceptual is None else 'LPIPS'
+    write_report(
+        workdir / 'report.md',
+        {name: value for name, value in figures.items() if value is not None},
+        title=f'{source.name}: an autoencoder',
+        summary=(
+            f'Trained for {figures["step"]:,} steps of batch {experiment.training.batch_size} on '
+            f'{source.num_examples:,} images with {perceptual} and {judged}. PSNR is pooled over '
+            f'{figures["num_samples"]:,} images, in decibels; JPEG is given as many bytes as the latents take at one '
+            'byte a value, or the tokens at their bits.'
+        ),
+        pictures=pictures,
+        config={
+            'bottleneck': network.bottleneck,
+            'latent channels': network.latent_channels,
+            'factor': network.factor,
+            'seed': experiment.seed,
+        },
+    )
+    part = workdir / 'figures.part'
+    part.write_text(json.dumps(figures, indent=2) + '\n')
+    os.replace(part, workdir / 'figures.json')

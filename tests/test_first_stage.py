@@ -1,0 +1,156 @@
+"""Autoencoders from a config: what is built, refused, trained, measured and written."""
+
+import io
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffjax.build import build
+from diffjax.data import make_iterator
+from diffjax.first_stage import FirstStage, build_first_stage, jpeg_psnr, measure, psnr, reconstructions
+from diffjax.run import restore_params
+from diffjax.training.loop import train
+from diffjax.training.sharding import make_mesh
+
+pytestmark = pytest.mark.usefixtures('fast_compilation')
+
+BOTTLENECKS = ('kl', 'vq', 'fsq')
+
+
+@pytest.fixture
+def smoke(get_config):
+    return get_config('autoencoder_shapes', 'smoke').to_dict()
+
+
+def one_device(experiment):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'fsdp'))
+    return replace(experiment, mesh=mesh)
+
+
+def iterator_of(experiment):
+    return make_iterator(experiment.source, batch_size=experiment.training.batch_size, seed=0)
+
+
+@pytest.mark.parametrize('bottleneck', BOTTLENECKS)
+def test_configs_are_plain_data(get_config, bottleneck):
+    for arg in (f'bottleneck={bottleneck}', f'bottleneck={bottleneck},smoke'):
+        config = get_config('autoencoder_shapes', arg).to_dict()
+        assert json.loads(json.dumps(config)) == json.loads(json.dumps(get_config('autoencoder_shapes', arg).to_dict()))
+        assert config['network']['bottleneck'] == bottleneck
+    for wrong in ('smok', 'smoke=1', 'bottleneck=vae'):
+        with pytest.raises(ValueError, match=f'configs/autoencoder_shapes.py takes .*got {wrong!r}'):
+            get_config('autoencoder_shapes', wrong)
+
+
+@pytest.mark.parametrize('bottleneck', BOTTLENECKS)
+def test_smoke_trains_measures_and_reports(get_config, tmp_path, bottleneck):
+    config = get_config('autoencoder_shapes', f'bottleneck={bottleneck},smoke').to_dict()
+    experiment = one_device(build_first_stage(config))
+    result = train(experiment.trainer(), iterator_of(experiment), tmp_path, announce=lambda text: None)
+    assert result.step == 4
+    params, step = restore_params(experiment, tmp_path)
+    figures = measure(experiment, params, tmp_path, step)
+    assert json.loads((tmp_path / 'figures.json').read_text())['psnr'] == figures['psnr'] and figures['step'] == 4
+    assert (tmp_path / 'reconstructions.png').stat().st_size > 500
+    assert 'an autoencoder' in (tmp_path / 'report.md').read_text()
+
+    images = experiment.test.read(range(24))['image']
+    found = reconstructions(experiment, params, images, progress=False)
+    x = images / 127.5 - 1
+    again = np.clip(
+        np.round((np.asarray(experiment.task.reconstruct(params, x.astype(np.float32))) + 1) * 127.5), 0, 255
+    )
+    assert np.abs(again - found['images']).max() <= 1  # a byte either way, of rounding
+    errors = (images.astype(float) - found['images']) ** 2
+    assert figures['psnr'] == pytest.approx(20 * np.log10(255) - 10 * np.log10(errors.mean()), abs=1e-9)
+    if bottleneck == 'kl':
+        assert figures['bytes_per_image'] == 4 * 4 * 16 and 'codes_used' not in figures
+    else:
+        codes = {'vq': 512, 'fsq': 1000}[bottleneck]
+        assert figures['bytes_per_image'] == pytest.approx(4 * 4 * np.log2(codes) / 8)
+        assert figures['codes_used'] == len(np.unique(found['tokens'])) / codes
+        assert 1 <= figures['perplexity'] <= codes
+
+
+def test_each_part_has_its_optimizer(smoke, tmp_path, changed):
+    """A discriminator whose steps are nothing stays where it is, while the autoencoder moves."""
+    config = changed(smoke, 'task.discriminator_optimizer', 'sgd:learning_rate=0.0')
+    experiment = one_device(build_first_stage(config))
+    first = experiment.trainer().init(experiment.batch_spec)[0]().params
+    params = train(experiment.trainer(), iterator_of(experiment), tmp_path, announce=lambda text: None).state.params
+    moved = {
+        name: max(float(abs(a - b).max()) for a, b in zip(jax.tree.leaves(first[name]), jax.tree.leaves(params[name])))
+        for name in params
+    }
+    assert moved['discriminator'] == 0 < moved['autoencoder']
+
+
+def test_eight_devices_build_the_same(smoke):
+    experiment = build_first_stage(smoke)
+    assert isinstance(experiment, FirstStage) and experiment.mesh.shape == make_mesh().shape
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'fragments'),
+    [
+        ('task.name', 'denoising', ["task: unknown name 'denoising'", 'Autoencoding']),
+        ('task.kl_wait', 1, ["unknown key 'kl_wait'", 'did you mean kl_weight?']),
+        ('task.reconstruction', 'l3', ["'l1' or 'l2', got 'l3'"]),
+        ('task.discriminator', 'gan', ["task.discriminator: unknown name 'gan'", 'PatchDiscriminator']),
+        ('task.discriminator', 'patch_discriminator:depth=3', ['32x32 at least, got 8x8: lower its depth']),
+        ('task.perceptual', 'vgg', ["'none' or 'lpips:weights=PATH', got 'vgg'"]),
+        ('task.perceptual', 'lpips:weights=/nowhere', ['/nowhere']),
+        ('network.levels', (3,), ['levels']),
+        ('network.name', 'DiT', ["network: unknown name 'DiT'", 'Autoencoder']),
+        ('network.bottleneck', 'vq', ['codebook_size of at least 2, got 0']),
+        ('training.init_from', 'weights/x', ['training.init_from']),
+        ('evaluation.params', 'emma', ["'raw' or one of ema; got 'emma'"]),
+        ('evaluation.num_samples', -1, ['at least 0', 'got -1']),
+        ('sampler', {}, ["unknown key 'sampler'"]),
+        ('task', None, ['lacks task']),
+    ],
+)
+def test_mistakes_are_told_in_one_line(smoke, changed, key, value, fragments):
+    if key == 'network.levels':
+        smoke = changed(smoke, 'network.bottleneck', 'fsq')
+    with pytest.raises(ValueError) as caught:
+        build_first_stage(changed(smoke, key, value))
+    assert '\n' not in str(caught.value)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_a_diffusion_config_does_not_take_a_task(config):
+    with pytest.raises(ValueError, match="unknown key 'task'"):
+        build(config | {'task': {'name': 'autoencoding'}})
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_in_decibels():
+    a = np.zeros((2, 4, 4, 3), np.uint8)
+    assert psnr(a, a + 255) == pytest.approx(0)
+    assert psnr(a, a + 1) == pytest.approx(48.13, abs=0.01)  # of one step in 255, as textbooks have it
+
+
+def test_jpeg_is_the_best_that_fits():
+    """Every quality tried."""
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.standard_normal((3, 32, 32, 3)), axis=1).cumsum(axis=2)
+    images = np.clip(128 + 8 * smooth, 0, 255).astype(np.uint8)
+    fitting = []
+    for quality in range(1, 96):
+        files = [io.BytesIO() for _ in images]
+        for image, file in zip(images, files):
+            Image.fromarray(image).save(file, 'JPEG', quality=quality, optimize=True)
+        if np.mean([file.tell() for file in files]) <= 900:
+            again = np.stack([np.asarray(Image.open(file)) for file in files])
+            fitting.append(psnr(images, again))
+    assert len(fitting) > 5
+    assert jpeg_psnr(images, 900) == pytest.approx(fitting[-1])
+    assert jpeg_psnr(images, 10) is None
