@@ -97,6 +97,11 @@ class Experiment:
             return None
         if not num_classes:
             raise ConfigError(f'sampler.guidance = {s.guidance:g} needs labels, and this dataset has none')
+        if not self.task.null_label and s.negative_label < 0:
+            raise ConfigError(
+                f'sampler.guidance = {s.guidance:g} needs a null label, which this network has not learned '
+                '(null_label=False): give a class as sampler.negative_label, or guidance 1'
+            )
         return Guidance(
             np.float32(s.guidance),
             np.float32(s.guidance_low),
@@ -239,14 +244,31 @@ def build_loss(config: Mapping[str, Any]) -> Loss:
 
 
 def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> Denoising:
-    """The network, fitted to the dataset, and its task."""
-    channels = source.image_shape[-1] * (2 if config['learned_variance'] else 1)
-    network = component(nets, config['network'], 'network', num_classes=source.num_classes, out_channels=channels)()
+    """The network, fitted to the dataset, and its task.
+
+    `num_classes` and `out_channels` follow from the dataset; a section `network` may name them too, such as one that
+    was imported, and `num_classes=0` there leaves the labels unused.
+    """
+    name, options = parse_component(config['network'], 'network')
+    fitted = {
+        'num_classes': source.num_classes,
+        'out_channels': source.image_shape[-1] * (2 if config['learned_variance'] else 1),
+    }
+    for key, value in fitted.items():
+        given = options.pop(key, value)
+        if given != value and not (key == 'num_classes' and given == 0):
+            raise ConfigError(f'network.{key} is {given!r}, and {source.name} with this target needs {value}')
+        fitted[key] = given
+    network = component(nets, {'name': name, **options}, 'network', **fitted)()
+    null_label = getattr(network, 'null_label', True)
+    if config['label_drop'] and not null_label:
+        raise ConfigError(f'label_drop = {config["label_drop"]} needs a null label: network.null_label=True has one')
     return Denoising(
         model=nets.as_model(network),
         objective=objective,
-        num_classes=source.num_classes,
+        num_classes=fitted['num_classes'],
         label_drop=config['label_drop'],
+        null_label=null_label,
     )
 
 

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
+OPEN = {'lock_config': False, 'accept_new_attributes': True}  # what is not known is refused here, and by `build`
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
 flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema'], 'What to do.')
 flags.DEFINE_string('labels', '', 'sample: classes to draw, such as 0,1,2 or 7; repeated up to --num_samples.')
@@ -35,9 +36,11 @@ def parse(argv: list[str]) -> list[str]:
     try:
         if 'config' not in FLAGS:
             if stored is None:
-                config_flags.DEFINE_config_file('config', None, 'The experiment: FILE.py or FILE.py:ARGUMENT.')
+                config_flags.DEFINE_config_file('config', None, 'The experiment: FILE.py or FILE.py:ARGUMENT.', **OPEN)
             else:
-                config_flags.DEFINE_config_dict('config', stored, 'The experiment, read from the workdir.')
+                config_flags.DEFINE_config_dict('config', stored, 'The experiment, read from the workdir.', **OPEN)
+        if unknown := _unknown_key(argv, stored):
+            fail(unknown)
         rest = FLAGS(argv)
         _ = FLAGS.config and FLAGS.config.to_dict()  # a file that did not load raises here
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -96,6 +99,8 @@ def _unknown_key(argv: list[str], stored: ConfigDict | None) -> str:
     config = stored or _plain_config(argv)
     for word in argv if config else []:
         node, path = config, word.partition('=')[0].removeprefix('--').split('.')
+        if path[:2] == ['config', 'network'] and len(path) == 3:
+            continue  # an option that the config leaves at its default; `build` knows which there are
         for depth, key in enumerate(path[1:] if path[0] == 'config' else []):
             if not isinstance(node, ConfigDict) or key not in node:
                 known = list(node) if isinstance(node, ConfigDict) else []

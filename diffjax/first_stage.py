@@ -55,9 +55,9 @@ class ReconstructionSettings:
     params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
 
     def __post_init__(self):
-        if self.num_samples < 0 or self.batch_size < 1:
+        if min(self.num_samples, self.batch_size) < 1:
             raise ConfigError(
-                f'evaluation.num_samples is at least 0 and batch_size 1, got {self.num_samples} and {self.batch_size}'
+                f'evaluation.num_samples and batch_size are at least 1, got {self.num_samples} and {self.batch_size}'
             )
 
 
@@ -196,15 +196,26 @@ def jpeg_psnr(images: np.ndarray, num_bytes: float) -> float | None:
     return psnr(images, compressed(low)[1]) if low else None
 
 
+def as_bytes(z: jax.Array) -> jax.Array:
+    """`[B, ..., C]` rounded to 256 levels between the least and the largest value of each channel."""
+    axes = tuple(range(z.ndim - 1))
+    low, high = z.min(axes), z.max(axes)
+    step = jnp.maximum(high - low, 1e-12) / 255
+    return low + jnp.round((z - low) / step) * step
+
+
 def reconstructions(experiment: FirstStage, params: PyTree, images: np.ndarray, *, progress: bool) -> dict[str, Any]:
-    """`images` as uint8 again; `latents`, the posterior's means or the codes; `tokens` where there are some."""
+    """`images` as uint8 again; `latents`, the posterior's means or the codes; `tokens` where there are some.
+
+    Means are rounded to bytes: to 256 levels between the ends of their channel in a batch.
+    """
     task, size = experiment.task, experiment.evaluation.batch_size
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
     def run(params, images):
         x = prepare({'image': images}, jax.random.key(0), flip=False)['x0']
         code = task.encode(params, x)
-        z = code.codes if isinstance(code, Codes) else code.mean
+        z = code.codes if isinstance(code, Codes) else as_bytes(code.mean)
         found = {'images': to_uint8(task.decode(params, z)), 'latents': z}
         return found | ({'tokens': code.tokens} if isinstance(code, Codes) else {})
 
@@ -253,8 +264,9 @@ def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndar
     errors = np.abs(images[:SHOWN].astype(int) - again[:SHOWN]) * ERROR_SCALE
     rows = np.concatenate([images[:SHOWN], again[:SHOWN], np.clip(errors, 0, 255).astype(np.uint8)])
     sample_grid(rows, columns=len(images[:SHOWN]), path=workdir / 'reconstructions.png')
+    held_out = 'Held-out' if experiment.test is not None else 'Training'
     pictures = {
-        f'Held-out images, their reconstructions, and the differences times {ERROR_SCALE}': workdir
+        f'{held_out} images, their reconstructions, and the differences times {ERROR_SCALE}': workdir
         / 'reconstructions.png'
     }
     if curve := loss_curve(workdir):

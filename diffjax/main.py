@@ -187,7 +187,7 @@ def sample_run(workdir: Path) -> None:
     else:
         labels = np.resize(check_labels(wanted, num_classes), FLAGS.num_samples or len(wanted))
     params, step = find_params(config, experiment, workdir)
-    sampler, settings = make_sampler(experiment), experiment.sampler
+    sampler, settings = make_sampler(experiment, at_most=len(labels)), experiment.sampler
     x = sampler(
         params,
         experiment.plan(),
@@ -225,7 +225,9 @@ def ema_run(workdir: Path) -> None:
         widths = [float(width) for width in FLAGS.sigma_rel.split(',')]
     except ValueError:
         fail(f'--sigma_rel is one relative width or several with commas between them, got {FLAGS.sigma_rel!r}')
-    _, experiment = start()
+    config, experiment = start()
+    if 'task' in config:
+        fail('--mode=ema is for networks that denoise')
     for name, made in reconstruct_averages(experiment, workdir, widths, FLAGS.step).items():
         say(
             f'{workdir / name}: from {made.num_snapshots} snapshots, its profile right to {made.error:.2g}; '

@@ -153,6 +153,8 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
     for name, values in (overrides or {}).items():
         there = config.get(name)
         config[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
+    if 'task' in config:
+        raise ConfigError(f'{workdir} holds an autoencoder, which draws no samples; diffjax.load is for what denoises')
     experiment = build(config)
     params, step = restore_params(experiment, workdir)
     return Run(
@@ -166,8 +168,10 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
     )
 
 
-def make_sampler(experiment: Experiment) -> Sampler:
-    return Sampler(experiment.task, experiment.sample_shape, experiment.mesh, experiment.sampler.batch_size)
+def make_sampler(experiment: Experiment, at_most: int | None = None) -> Sampler:
+    """at_most: the number of samples that will ever be drawn at once, if that is known."""
+    size = min(experiment.sampler.batch_size, at_most or experiment.sampler.batch_size)
+    return Sampler(experiment.task, experiment.sample_shape, experiment.mesh, size)
 
 
 def restore(experiment: Experiment, workdir: str | os.PathLike) -> tuple[TrainState, int]:

@@ -19,6 +19,7 @@ FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
         'ema_snapshot_every_steps',
         'init_from',
     ),
+    'network': ('attention', 'remat'),  # the same function of the same parameters
     'dataset': ('data_dir',),
     'mesh': ('data', 'fsdp'),
 }

@@ -307,3 +307,20 @@ def test_a_file_that_is_no_plan_for_this_network_is_refused_in_one_line(config, 
 def test_every_optimiser(config, name, decay):
     config['optimizer'] = {'name': name, 'decay': decay, 'warmup_steps': 1, 'clip_norm': 1.0}
     assert build(config).optimizer.update is not None
+
+
+def test_a_network_that_takes_no_labels_leaves_them_unused(config, changed):
+    experiment = build(changed(config, 'network.num_classes', 0))
+    assert experiment.task.num_classes == 0 and experiment.source.num_classes == 10
+    assert build(changed(config, 'network.num_classes', 10)).task.num_classes == 10
+
+
+def test_a_network_without_a_null_label_is_neither_guided_nor_dropped(get_config, changed):
+    config = changed(get_config('digits_unet', 'smoke').to_dict(), 'network.null_label', False)
+    with pytest.raises(ConfigError, match='label_drop = 0.1 needs a null label'):
+        build(changed(config, 'label_drop', 0.1))
+    config = changed(config, 'label_drop', 0.0)
+    assert not build(changed(config, 'sampler.guidance', 1.0)).task.null_label
+    with pytest.raises(ConfigError, match='guidance = 2 needs a null label'):
+        build(changed(config, 'sampler.guidance', 2.0))
+    assert build(changed(changed(config, 'sampler.guidance', 2.0), 'sampler.negative_label', 3)).guidance() is not None

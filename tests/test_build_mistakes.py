@@ -37,6 +37,8 @@ MISTAKES = [
     ('sampler.grid', 'times', ["sampler.grid 'times' needs values"]),
     ('sampler.grid', 'karras:end=sigma_min', ["sampler.grid 'karras'", "or 'lowest'", "got 'sigma_min'"]),
     ('target', 'noise', ["target: unknown name 'noise'", 'Eps', 'Velocity']),
+    ('network.num_classes', 7, ['network.num_classes is 7', 'needs 10']),
+    ('network.out_channels', 3, ['network.out_channels is 3', 'needs 1']),
     ('network.name', 'resnet', ["network: unknown name 'resnet'", 'valid: DiT, EDM2', 'UNet, UViT']),
     ('optimizer.name', 'lion', ["optimizer: unknown name 'lion'", 'valid: adam, adamw, sgd']),
     ('sampler.solver', 'unipd', ["sampler.solver: unknown name 'unipd'", 'did you mean unipc?', 'heun']),

@@ -60,11 +60,14 @@ def test_smoke_trains_measures_and_reports(get_config, tmp_path, bottleneck):
 
     images = experiment.test.read(range(24))['image']
     found = reconstructions(experiment, params, images, progress=False)
-    x = images / 127.5 - 1
-    again = np.clip(
-        np.round((np.asarray(experiment.task.reconstruct(params, x.astype(np.float32))) + 1) * 127.5), 0, 255
-    )
-    assert np.abs(again - found['images']).max() <= 1  # a byte either way, of rounding
+    z = found['latents']
+    again = (np.asarray(jax.jit(experiment.task.decode)(params, z)) + 1) * 127.5
+    assert np.abs(np.clip(np.round(again), 0, 255) - found['images']).max() <= 1  # a byte either way, of rounding
+    if bottleneck == 'kl':
+        mean = np.asarray(jax.jit(experiment.task.encode)(params, np.float32(images / 127.5 - 1)[:16]).mean)  # a batch
+        ends = mean.min((0, 1, 2)), mean.max((0, 1, 2))
+        assert np.abs(mean - z[:16]).max() <= 0.51 * ((ends[1] - ends[0]) / 255).max()
+        assert max(len(np.unique(z[:16, ..., c])) for c in range(16)) <= 256
     errors = (images.astype(float) - found['images']) ** 2
     assert figures['psnr'] == pytest.approx(20 * np.log10(255) - 10 * np.log10(errors.mean()), abs=1e-9)
     if bottleneck == 'kl':
@@ -109,7 +112,7 @@ def test_eight_devices_build_the_same(smoke):
         ('network.bottleneck', 'vq', ['codebook_size of at least 2, got 0']),
         ('training.init_from', 'weights/x', ['training.init_from']),
         ('evaluation.params', 'emma', ["'raw' or one of ema; got 'emma'"]),
-        ('evaluation.num_samples', -1, ['at least 0', 'got -1']),
+        ('evaluation.num_samples', 0, ['at least 1', 'got 0']),
         ('sampler', {}, ["unknown key 'sampler'"]),
         ('task', None, ['lacks task']),
     ],

@@ -37,6 +37,12 @@ MISTAKES = [
     ([DIGITS, '--workdir=W', 'extra'], ['stray words on the command line: extra']),
     ([DIGITS, '--workdir=W', '--config.schedule=cosin'], ["schedule: unknown name 'cosin'", 'did you mean Cosine?']),
     ([DIGITS, '--workdir=W', '--config.sampler.solver=ddim:etta=1'], ["unknown key 'etta'", 'valid: eta']),
+    (
+        [DIGITS, '--workdir=W', '--config.network.hiden_size=8'],
+        ["unknown key 'hiden_size'", 'did you mean hidden_size?'],
+    ),
+    ([DIGITS, '--workdir=W', '--config.network.qk_norm=l2'], ["qk_norm='l2' is not known"]),  # not named in the file
+    ([DIGITS, '--workdir=W', '--config.network.num_heads.x=1'], ["unknown key 'x'"]),
     ([DIGITS, '--workdir=W', '--config.network.name=ResNet'], ["network: unknown name 'ResNet'", 'valid: DiT, ']),
     ([DIGITS, '--workdir=W', '--config.network.patch_size=3'], ['multiples of patch_size=3, got 8x8']),
     ([DIGITS, '--workdir=W', '--config.training.batch_size=20'], ['8 devices', '16 or 24 would']),

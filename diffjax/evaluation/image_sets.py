@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +100,10 @@ class _opened:
 
 
 def _read(path: str | os.PathLike, file, count: int) -> bytes:
-    data = file.read(count)
+    try:
+        data = file.read(count)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
     if len(data) != count:
         raise ValueError(f'{path} is cut off: {count - len(data)} bytes of images are missing')
     return data

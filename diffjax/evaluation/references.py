@@ -12,6 +12,8 @@ images in the reference. Archives of pytorch-fid or EDM (`mu`, `sigma`) do too, 
 """
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,8 +147,11 @@ def _moments(path: Path, names: list[str], mean: str, covariance: str) -> Statis
         return None
     if len(there) == 1:
         raise ValueError(f'{path} holds {there[0]} alone; {mean} and {covariance} belong together')
-    with np.load(path, allow_pickle=False) as archive:
-        a, b = (np.asarray(archive[name], np.float64) for name in (mean, covariance))
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            a, b = (np.asarray(archive[name], np.float64) for name in (mean, covariance))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
     if a.ndim != 1 or b.shape != 2 * a.shape:
         raise ValueError(f'{path}: {mean} [D] and {covariance} [D, D] are needed, got {list(a.shape)}, {list(b.shape)}')
     if not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -1,7 +1,8 @@
 """Layers that the networks share: embeddings of time and label, modulation, attention, positions.
 
 Parameters are float32 everywhere. `compute_dtype` is the precision of the large matrix products; embeddings of time,
-normalisations and modulation are float32 whatever it is.
+normalisations and what modulates them are float32 whatever it is (the layers that compute scales and shifts are
+matrix products).
 
 Sources: Ho et al. 2020 (DDPM, arXiv:2006.11239), Peebles & Xie 2023 (DiT, arXiv:2212.09748), He et al. 2022 (MAE,
 arXiv:2111.06377) for the two-dimensional positions.
@@ -135,10 +136,12 @@ class ConditionEmbedding(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """`x (1 + scale) + shift`, one shift and scale for each sample and channel.
+    """`x (1 + scale) + shift`, one shift and scale for each sample and channel, in the wider dtype of the three.
 
     x: [B, ..., D]; shift, scale: [B, D].
     """
+    dtype = jnp.result_type(x, shift, scale)
+    shift, scale = shift.astype(dtype), scale.astype(dtype)  # before the 1 is added: 16 bits would round it off
     per_sample = (shift.shape[0],) + (1,) * (x.ndim - 2) + (shift.shape[-1],)
     return x * (1 + scale.reshape(per_sample)) + shift.reshape(per_sample)
 

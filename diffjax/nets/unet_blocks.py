@@ -221,7 +221,7 @@ PROJECTIONS = {'linear': FlatDense, 'conv': PointwiseConv}
 class SpatialTransformer(nn.Module):
     """`depth` transformer blocks over the pixels, added to their input: `x: [B, H, W, C] -> [B, H, W, C]`.
 
-    remat: the policy of `nn.remat` for each block; None keeps everything.
+    block: the class of each, wrapped by `nn.remat` where that is wanted.
     """
 
     num_heads: int

@@ -15,7 +15,7 @@ A linear layer turns the patches' tokens into pixels, and a 3 x 3 convolution sm
     U-ViT-L/2 on 32 x 32 x 4              21   1024     16      286.8 M    76.5 G
     U-ViT-H/2 on 32 x 32 x 4              29   1152     16      500.8 M   133.2 G
 
-Weights are drawn from a normal distribution of deviation 0.02, cut at two; nothing starts at zero.
+Weights of the trunk are drawn from a normal distribution of deviation 0.02; nothing starts at zero.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ from diffjax.nets.layers import (
 )
 from diffjax.nets.stacking import REMAT_POLICIES, check_scan_layers, trunk_with_skips
 
-INIT = nn.initializers.truncated_normal(0.02)
+INIT = nn.initializers.normal(0.02)
 
 
 class UViTBlock(nn.Module):

@@ -28,6 +28,7 @@ class Denoising(Task):
     objective: Loss
     num_classes: int = 0
     label_drop: float = 0.0
+    null_label: bool = True  # whether the network has learned one
 
     def __post_init__(self):
         if not 0 <= self.label_drop < 1:

@@ -125,7 +125,7 @@ def folder_of(workdir: Path, sigma_rel: float, step: int) -> Path:
 
 def is_reconstructed(name: str) -> bool:
     """Whether a name of parameters means a reconstructed average: ema/WIDTH or ema/WIDTH/STEP."""
-    return re.fullmatch(rf'{RECONSTRUCTED}/[\d.e-]+(/\d+)?', name) is not None
+    return re.fullmatch(rf'{RECONSTRUCTED}/\d*\.?\d+(e-?\d+)?(/\d+)?', name) is not None
 
 
 def read_reconstructed(workdir: Path, name: str, abstract_params: PyTree) -> tuple[PyTree, int]:
@@ -134,7 +134,9 @@ def read_reconstructed(workdir: Path, name: str, abstract_params: PyTree) -> tup
     Raises FileNotFoundError, saying what is there, and DamagedSnapshot.
     """
     _, width, *step = name.split('/')
-    there = {(path.parent.name, path.name) for path in (Path(workdir) / RECONSTRUCTED).glob('*/*/')}
+    width = f'{float(width):g}'  # as folders are named
+    steps = (Path(workdir) / RECONSTRUCTED).glob('*/*/*/')  # WIDTH/STEP/STEP: the inner one is there when it is whole
+    there = {(path.parents[1].name, path.name) for path in steps if path.name == path.parent.name}
     found = [int(number) for other, number in there if other == width and (not step or number == step[0])]
     if not found:
         names = [f'{RECONSTRUCTED}/{a}/{b}' for a, b in sorted(there)]

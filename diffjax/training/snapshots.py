@@ -24,7 +24,10 @@ class Snapshots:
     """The trees of one folder, by step and name."""
 
     def __init__(self, folder: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=True)
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix='snapshots')  # from the run's checkpoints
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None, enable_async_checkpointing=True, multiprocessing_options=apart
+        )
         self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

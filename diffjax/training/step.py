@@ -25,7 +25,7 @@ def make_step(
     Args:
         prepare: (raw batch, key) -> what the task learns from; runs on the device.
         num_microbatches: gradients are averaged over this many parts of the batch, one after the other; the result is
-            that of the whole batch, because every example has its own key.
+            that of the whole batch, because every example has its own key (dropout alone draws by parts).
     """
 
     def train_step(state, frozen, batch):

@@ -110,8 +110,13 @@ def _write_params(
     layout = {'use_ocdbt': False, 'use_zarr3': False, 'use_compression': False}
     handler = ocp.PyTreeCheckpointHandler(**layout, type_handler_registry=types)
     tree = nested({path: _Leaf(deferred(leaf)) for path, leaf in leaves.items()})
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    except WeightsError:
+        raise
+    except (ValueError, RuntimeError) as error:  # what tensorstore raises on a full disk
+        raise WeightsError(f'{folder.parent.name} cannot be written: {str(error).strip().splitlines()[0]}') from error
     return {path: parameters[path] for path in leaves}
 
 

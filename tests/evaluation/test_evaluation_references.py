@@ -168,3 +168,21 @@ def test_what_is_no_reference_is_refused_in_one_line(tmp_path):
         assert '\n' not in str(caught.value)
     with pytest.raises(FileNotFoundError, match='y.npz is neither'):
         read_reference(tmp_path / 'y.npz')
+
+
+def test_a_damaged_archive_is_one_error(tmp_path):
+    """A byte turned over inside a member: the archive opens, its checksum does not hold."""
+    path = tmp_path / 'reference.npz'
+    write_reference(path, collect(image_array('real', REAL), SPACE))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='reference.npz is damaged: '):
+        read_reference(path)
+    images = tmp_path / 'images.npz'
+    np.savez_compressed(images, arr_0=REAL)
+    data = bytearray(images.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    images.write_bytes(data)
+    with pytest.raises(ValueError, match='images.npz is damaged: '):
+        collect(open_images(images), SPACE)

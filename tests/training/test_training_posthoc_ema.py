@@ -189,12 +189,14 @@ def test_what_was_made_is_found_by_name(tmp_path):
         store = Snapshots(folder_of(tmp_path, 0.08, step))
         store.save(step, {TREE: {'w': jnp.full(3, float(step))}})
         store.close()
-    for name, step in (('ema/0.08', 100), ('ema/0.08/90', 90)):
+    folder_of(tmp_path, 0.08, 200).mkdir()  # made, and nothing in it yet
+    for name, step in (('ema/0.08', 100), ('ema/0.08/90', 90), ('ema/0.080', 100), ('ema/8e-2/90', 90)):
         params, found = read_reconstructed(tmp_path, name, shape)
         assert found == step and (np.asarray(params['w']) == step).all()
     with pytest.raises(FileNotFoundError, match=r'it has ema/0.08/100, ema/0.08/90; .* --sigma_rel=0.08 --step=7'):
         read_reconstructed(tmp_path, 'ema/0.08/7', shape)
-    names = {'ema/0.08': True, 'ema/0.08/7': True, 'ema': False, 'ema/': False, 'ema/x': False, 'raw': False}
+    names = dict.fromkeys(('ema/0.08', 'ema/0.08/7', 'ema/8e-2'), True)
+    names |= dict.fromkeys(('ema', 'ema/', 'ema/x', 'ema/1-2', 'ema/.', 'raw'), False)
     assert {name: is_reconstructed(name) for name in names} == names
 
 

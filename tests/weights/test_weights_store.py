@@ -111,6 +111,21 @@ def test_a_failed_import_leaves_nothing(write_folder, tensors, tmp_path):
     assert list((tmp_path / 'there').iterdir()) == []
 
 
+def test_a_full_disk_is_one_line(source, tmp_path):
+    """Files may not grow beyond 2 kB: what tensorstore says of it becomes an error of ours, and nothing is left."""
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+    try:
+        with pytest.raises(WeightsError, match='cannot be written: ') as caught:
+            import_source(source, tmp_path / 'out')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert '\n' not in str(caught.value) and not (tmp_path / 'out').exists()
+
+
 def test_what_is_there_is_never_written_over(source, imported, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in imported.rglob('*')}
     with pytest.raises(WeightsError, match='imported is there already; give another --out'):
