@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diffjax.core.types import Array, PyTree
+from diffjax.nets import unet_blocks
 from diffjax.nets.layers import (
     ATTENTION_IMPLEMENTATIONS,
     COMPUTE_DTYPES,
@@ -94,7 +95,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        norm = nn.GroupNorm(self.num_groups, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False)
+        norm = unet_blocks.GroupNorm(self.num_groups, EPSILON)
         nn.share_scope(self, norm)
         return norm(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
 
