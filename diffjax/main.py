@@ -82,27 +82,18 @@ def start():
         if jax.config.jax_platforms == 'cpu' or not jax.config.jax_cpu_collectives_implementation:
             jax.config.update('jax_cpu_collectives_implementation', 'gloo')
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    from diffjax.build import build
-    from diffjax.first_stage import build_first_stage
+    from diffjax.kinds import DENOISING, kind_of
     from diffjax.workdir import check_same_run
 
     config = FLAGS.config.to_dict()
     check_same_run(FLAGS.workdir, config)
-    if 'task' in config:
-        experiment = build_first_stage(config)
-    else:
-        experiment = build(config, for_sampling=FLAGS.mode == 'sample')
+    kind = kind_of(config)
+    options = {'for_sampling': FLAGS.mode == 'sample'} if kind is DENOISING else {}
+    experiment = kind.build(config, **options)
     device = jax.devices()[0]
     axes = ' x '.join(f'{name} {size}' for name, size in experiment.mesh.shape.items())
     say(f'device: {jax.device_count()} x {device.device_kind} ({device.platform})   mesh: {axes}')
     return config, experiment
-
-
-def measure_of(experiment):
-    """The function that measures what an experiment has trained."""
-    from diffjax import first_stage, results
-
-    return first_stage.measure if isinstance(experiment, first_stage.FirstStage) else results.measure
 
 
 def train_run(workdir: Path) -> None:
@@ -110,6 +101,7 @@ def train_run(workdir: Path) -> None:
     import jax
 
     from diffjax.data import make_iterator
+    from diffjax.kinds import kind_of
     from diffjax.results import finished, summary_lines
     from diffjax.run import sampling_params
     from diffjax.starting import imported_params
@@ -147,7 +139,8 @@ def train_run(workdir: Path) -> None:
     if experiment.evaluation.num_samples:
         say(f'drawing and measuring {experiment.evaluation.num_samples} samples')
         params = sampling_params(experiment, result.state)
-        figures = measure_of(experiment)(experiment, params, workdir, result.step, seed=0, progress=sys.stderr.isatty())
+        measure, progress = kind_of(config).measure, sys.stderr.isatty()
+        figures = measure(experiment, params, workdir, result.step, seed=0, progress=progress)
         say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
 
 
@@ -205,6 +198,7 @@ def sample_run(workdir: Path) -> None:
 
 def evaluate_run(workdir: Path) -> None:
     """Draws and measures samples of a trained workdir again, with the sampler that the command line asks for."""
+    from diffjax.kinds import kind_of
     from diffjax.results import summary_lines
 
     config, experiment = start()
@@ -213,7 +207,8 @@ def evaluate_run(workdir: Path) -> None:
 
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, num_samples=FLAGS.num_samples))
     params, step = find_params(config, experiment, workdir)
-    figures = measure_of(experiment)(experiment, params, workdir, step, seed=FLAGS.seed, progress=sys.stderr.isatty())
+    measure, progress = kind_of(config).measure, sys.stderr.isatty()
+    figures = measure(experiment, params, workdir, step, seed=FLAGS.seed, progress=progress)
     say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
 
 

@@ -28,6 +28,7 @@ TOP = (
     'run',
     'results',
     'first_stage',
+    'kinds',
     'command',
     'main',
 )

@@ -1,0 +1,30 @@
+"""The kinds of experiment, told apart by the section `task` of a config; without one, something denoises."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffjax import first_stage, results
+from diffjax.build import build
+from diffjax.components import parse_component
+from diffjax.settings import ConfigError
+
+
+class Kind(NamedTuple):
+    """build(config) -> what is trained; measure(it, params, workdir, step, *, seed, progress) -> figures."""
+
+    build: Callable[..., Any]
+    measure: Callable[..., dict[str, Any]]
+
+
+DENOISING = Kind(build, results.measure)
+BY_TASK = {'autoencoding': Kind(first_stage.build_first_stage, first_stage.measure)}
+
+
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """Raises ConfigError for a task that is none."""
+    if 'task' not in config:
+        return DENOISING
+    name, _ = parse_component(config['task'], 'task')
+    if name.lower() not in BY_TASK:
+        raise ConfigError(f'task.name is one of {", ".join(BY_TASK)}; got {name!r}')
+    return BY_TASK[name.lower()]
