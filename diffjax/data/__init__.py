@@ -5,14 +5,17 @@ batches = make_iterator(source, batch_size=128, seed=0)
 batch = prepare(to_global(next(batches), sharding), key, flip=False)      # x0 in [-1, 1], label
 """
 
+from diffjax.data.encoded import EncodingSettings, write_encoded
 from diffjax.data.pipeline import make_iterator, read_all, to_global
 from diffjax.data.preparation import DatasetNotPrepared, UnknownDataset, prepare_dataset
-from diffjax.data.sources import Source, blank_source, list_splits, open_source
+from diffjax.data.sources import CorruptExample, Source, blank_source, list_splits, open_source
 from diffjax.data.transforms import BYTE_WIDTH, dequantize, prepare, to_uint8
 
 __all__ = [
     'BYTE_WIDTH',
+    'CorruptExample',
     'DatasetNotPrepared',
+    'EncodingSettings',
     'Source',
     'UnknownDataset',
     'blank_source',
@@ -25,4 +28,5 @@ __all__ = [
     'read_all',
     'to_global',
     'to_uint8',
+    'write_encoded',
 ]

@@ -6,15 +6,15 @@ without TensorFlow and without the network.
 """
 
 import functools
-import io
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from diffjax.data.images import decode
 from diffjax.data.preparation import (
     EMBEDDED,
     LATENTS,
@@ -26,13 +26,20 @@ from diffjax.data.preparation import (
     resolve_data_dir,
 )
 
+DELIVERED = ('image', 'mean', 'std', 'label')  # unasked
+
+
+class CorruptExample(ValueError):
+    """An image of a dataset that cannot be decoded. The message names the example."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """One split of a dataset, with the facts that a model needs.
 
     `source[i]` is a dict of NumPy arrays: `image` uint8 `[H, W, C]` for kind 'image', `mean` and `std` float
-    `[H, W, C]` for kind 'latent', and `label`, an int32 scalar, where the dataset has one (`num_classes` > 0).
+    `[H, W, C]` for kind 'latent', and `label`, an int32 scalar, where the dataset has one (`num_classes` > 0). Beside
+    them stand the `annotations` that were asked for, under their own names.
     """
 
     name: str
@@ -42,6 +49,10 @@ class Source:
     num_classes: int  # 0: no labels
     num_bytes: int  # of all examples, decoded
     records: Sequence[dict[str, Any]]
+    annotations: Mapping[str, Callable[[Any], np.ndarray]] = field(default_factory=dict)  # each reads a record's value
+    features: Mapping[str, Any] = field(default_factory=dict)  # TFDS's connectors of all that a record holds
+    cropped: bool = False  # images are cut to their middle square and resized
+    moments: Mapping[str, Any] = field(default_factory=dict)  # `mean` and `std` [C] of drawn latents, where known
 
     @property
     def num_examples(self) -> int:
@@ -51,20 +62,31 @@ class Source:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._example(self.records[index])
+        return self._example(self.records[index], index)
 
-    def _example(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    def record_and_image(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Example `index` as it is on disk, and its image, uint8 `[H, W, C]`. Raises `CorruptExample`."""
+        record = self.records[index]
+        return record, self._example(record, index)['image']
+
+    def _example(self, record: dict[str, Any], index: int) -> dict[str, np.ndarray]:
         if self.kind == 'image':
-            example = {'image': _decode(record['image'], self.image_shape)}
+            try:
+                example = {'image': decode(record['image'], self.image_shape, cropped=self.cropped)}
+            except (OSError, ValueError, SyntaxError) as error:  # all of which Pillow raises
+                raise CorruptExample(
+                    f'The image of example {index} of {self.name!r}, split {self.split!r}, cannot be decoded: {error}'
+                ) from error
         else:
             example = {'mean': record['mean'], 'std': record['std']}
         if self.num_classes:
             example['label'] = np.asarray(record['label'], np.int32)
-        return example
+        return example | {name: read(record[name]) for name, read in self.annotations.items()}
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples at the given indices, at least one, read from disk and stacked: a dict of arrays `[n, ...]`."""
-        examples = [self._example(record) for record in self.records.__getitems__([int(i) for i in indices])]
+        indices = [int(i) for i in indices]
+        examples = [self._example(record, i) for i, record in zip(indices, self.records.__getitems__(indices))]
         return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
     @functools.cached_property
@@ -74,14 +96,6 @@ class Source:
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
-
-
-def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """PNG or JPEG bytes -> uint8 `[H, W, C]`. By Pillow always: TFDS's decoder changes with what is installed."""
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(encoded)).convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[shape[-1]])
-    return np.asarray(image).reshape(shape)
 
 
 def _find_builder(name: str, data_dir: str | os.PathLike | None):
@@ -102,7 +116,7 @@ def _find_builder(name: str, data_dir: str | os.PathLike | None):
     raise missing
 
 
-def _facts(name: str, features: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(name: str, features: Mapping[str, Any], resolution: int) -> dict[str, Any]:
     """Kind, image shape, number of classes and decoded bytes per example. Raises ValueError for other datasets."""
     if 'image' in features:
         kind, names = 'image', ('image',)
@@ -111,8 +125,13 @@ def _facts(name: str, features: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise ValueError(f'{name!r} is no image dataset: its features are {sorted(features)}, none called image.')
     shape = features[names[0]].shape
+    if resolution and kind == 'image':
+        shape = (resolution, resolution, *shape[2:])
     if len(shape) != 3 or None in shape or (kind == 'image' and shape[-1] not in (1, 3, 4)):
-        raise ValueError(f'{name!r} has images of shape {shape}; batches need one fixed [H, W, C], C = 1, 3 or 4.')
+        raise ValueError(
+            f'{name!r} has images of shape {shape}; batches need one fixed [H, W, C], C = 1, 3 or 4: give a '
+            'dataset.resolution, such as 256, to which they are cropped.'
+        )
     dtype = np.dtype(features[names[0]].np_dtype)
     if kind == 'image' and dtype != np.uint8:
         raise ValueError(f'{name!r} has images of type {dtype}, expected uint8.')
@@ -121,7 +140,31 @@ def _facts(name: str, features: Mapping[str, Any]) -> dict[str, Any]:
         'image_shape': tuple(shape),
         'num_classes': getattr(features.get('label'), 'num_classes', None) or 0,
         'num_bytes': len(names) * math.prod(shape) * dtype.itemsize,
+        'cropped': bool(resolution),
     }
+
+
+def _annotations(
+    name: str, features: Mapping[str, Any], wanted: Sequence[str]
+) -> tuple[dict[str, Callable[[Any], np.ndarray]], int]:
+    """(what reads each, the bytes of all in one example). Raises ValueError for what is no array of fixed shape."""
+    import tensorflow_datasets as tfds
+
+    def is_array(feature):
+        shape = feature.shape
+        return isinstance(shape, tuple) and None not in shape and np.dtype(feature.np_dtype).kind in 'biuf'
+
+    known = sorted(key for key in features if key not in DELIVERED and is_array(features[key]))
+    if unknown := [key for key in wanted if key not in known]:
+        raise ValueError(
+            f'{name!r} has no annotation {unknown[0]!r} that is an array; it has: {", ".join(known) or "none"}.'
+        )
+    readers, num_bytes = {}, 0
+    for key in wanted:
+        is_map, shape = isinstance(features[key], tfds.features.Image), tuple(features[key].shape)
+        readers[key] = functools.partial(decode, shape=shape) if is_map else np.asarray
+        num_bytes += math.prod(shape) * np.dtype(features[key].np_dtype).itemsize
+    return readers, num_bytes
 
 
 def list_splits(name: str, *, data_dir: str | os.PathLike | None = None) -> dict[str, int]:
@@ -130,7 +173,14 @@ def list_splits(name: str, *, data_dir: str | os.PathLike | None = None) -> dict
     return {split: info.num_examples for split, info in splits.items()}
 
 
-def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    resolution: int = 0,
+    annotations: Sequence[str] = (),
+) -> Source:
     """Open a split of a dataset that is on disk.
 
     The embedded ones (`digits`) are written on their first use, which takes seconds and no network.
@@ -139,17 +189,23 @@ def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = N
       name: `digits`, `imagenet256_latents`, or any prepared TFDS image dataset, `name[/config][:version]`.
       split: a split's name, or a slice of it as in TFDS: `train[:90%]`.
       data_dir: where datasets live; TFDS's default directory for None.
+      resolution: images are cropped to their middle square and resized to so many pixels; 0: all have one size already.
+      annotations: further features of the dataset that examples shall hold: numbers, tables and maps of a fixed shape,
+        such as `shape`, `centre` or `segmentation` of `shapes`, in the dataset's own dtypes. None are read unasked.
 
     Raises `DatasetNotPrepared` with the way to prepare it, `UnknownDataset` for a name that nobody knows, and
-    ValueError for a split that does not exist or a dataset without images of one size.
+    ValueError for a split or an annotation that does not exist, or a dataset without images of one size.
     """
     import tensorflow_datasets as tfds
 
     builder = _find_builder(name, data_dir)
     if split.isidentifier() and split not in builder.info.splits:
         raise ValueError(f'{name!r} has no split {split!r}; its splits are {sorted(builder.info.splits)}.')
-    facts = _facts(name, dict(builder.info.features.items()))
-    decoders = {'image': tfds.decode.SkipDecoding()} if facts['kind'] == 'image' else None
+    features = dict(builder.info.features.items())
+    facts = _facts(name, features, resolution)
+    readers, num_bytes = _annotations(name, features, annotations)
+    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    decoders = {key: tfds.decode.SkipDecoding() for key in pictures} or None
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError as error:
@@ -157,8 +213,11 @@ def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = N
             f'The dataset {name!r} in {builder.data_dir} is not array_record: remove it, or give another data_dir, '
             f'and run: python -m diffjax.data prepare {name}'
         ) from error
-    facts['num_bytes'] *= len(records)
-    return Source(name=name, split=split, records=records, **facts)
+    facts['num_bytes'] = (facts['num_bytes'] + num_bytes) * len(records)
+    moments = ((builder.info.metadata or {}).get('latents') or {}).get(split.partition('[')[0], {})
+    return Source(
+        name=name, split=split, records=records, annotations=readers, features=features, moments=moments, **facts
+    )
 
 
 def blank_source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
@@ -170,4 +229,4 @@ def blank_source(name: str, split: str, *, data_dir: str | os.PathLike | None = 
         raise explain_missing(name, data_dir)
     features = latent_features(name)
     example = {key: np.zeros(features[key].shape, features[key].np_dtype) for key in features}
-    return Source(name=name, split=split, records=(example,), **_facts(name, features))
+    return Source(name=name, split=split, records=(example,), **_facts(name, features, 0))

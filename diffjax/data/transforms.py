@@ -23,13 +23,19 @@ def prepare(
 ) -> dict[str, jax.Array]:
     """A batch as delivered -> `x0` float32 `[B, H, W, C]` and `label` int32 `[B]`, zeros where there are no labels.
 
+    Annotations pass through as they are. Raises ValueError for a flip beside them: they would be those of the original.
+
     Args:
-      batch: `image` uint8 `[B, H, W, C]`, by (1), or `mean` and `std` `[B, H, W, C]`, by (2); and perhaps `label`.
+      batch: `image` uint8 `[B, H, W, C]`, by (1), or `mean` and `std` `[B, H, W, C]`, by (2); and perhaps `label`, and
+        annotations under names of their own.
       key: of the flips and of the latents' draws; with images and flip=False nothing is drawn.
       flip: mirror each example left to right with probability 1/2. A mirrored latent only approximates the latent of
         the mirrored image: for exactness write both into the dataset.
       scale: of latents. The default brings Stable Diffusion's to unit variance.
     """
+    annotations = {name: a for name, a in batch.items() if name not in ('image', 'mean', 'std', 'label')}
+    if flip and annotations:
+        raise ValueError(f'dataset.flip mirrors images and not what is known of them ({", ".join(annotations)})')
     flip_key, noise_key = jax.random.split(key)
     if 'image' in batch:
         x0 = batch['image'].astype(jnp.float32) / 127.5 - 1
@@ -41,7 +47,7 @@ def prepare(
         flipped = jax.vmap(jax.random.bernoulli)(_example_keys(flip_key, len(x0)))
         x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
     label = batch['label'].astype(jnp.int32) if 'label' in batch else jnp.zeros(len(x0), jnp.int32)
-    return {'x0': x0, 'label': label}
+    return {'x0': x0, 'label': label, **annotations}
 
 
 def dequantize(images: jax.Array, keys: jax.Array) -> jax.Array:
