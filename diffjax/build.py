@@ -3,7 +3,7 @@
 Whatever does not fit raises `ConfigError`, with the choices there are, before anything is compiled or written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from diffjax.evaluation import spaces
 from diffjax.evaluation.image_sets import ImageSet
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
+from diffjax.latents import Latents
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
 from diffjax.tasks import Denoising
@@ -46,8 +47,11 @@ class Experiment:
 
     seed: int
     dataset: DatasetSettings
-    source: Source
-    test: Source | None  # the held-out split
+    source: Source  # what is learned: images, or latents
+    test: Source | None  # its held-out split
+    images: Source | None  # what samples are compared with, and
+    test_images: Source | None  # its held-out split; None: a dataset of latents alone
+    latents: Latents | None  # the first stage, where one is used
     task: Denoising
     sampler: SamplerSettings
     evaluation: EvaluationSettings
@@ -61,7 +65,15 @@ class Experiment:
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        return self.source.image_shape
+        """[H, W, C] of what is denoised."""
+        return sample_shape(self.source, self.latents)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """[H, W, C] of the images that samples become; None for latents that nothing here decodes."""
+        if self.latents is not None:
+            return self.latents.image_shape(self.sample_shape)
+        return self.source.image_shape if self.source.kind == 'image' else None
 
     @property
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -70,8 +82,13 @@ class Experiment:
         return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in example.items()}
 
     def trainer(self) -> Trainer:
+        shift, scale = self.standardisation
+        encoding = {}
+        if self.latents is not None and self.source.kind == 'image':
+            encoding = {'frozen': self.latents.params, 'encode': self.latents.encode}
+
         def prepared(batch, key):
-            return prepare(batch, key, flip=self.dataset.flip, scale=self.dataset.latent_scale)
+            return prepare(batch, key, flip=self.dataset.flip, scale=scale, shift=shift)
 
         return Trainer(
             task=self.task,
@@ -80,7 +97,23 @@ class Experiment:
             prepare=prepared,
             mesh=self.mesh,
             seed=self.seed,
+            **encoding,
         )
+
+    @property
+    def standardisation(self) -> tuple[Any, Any]:
+        """(shift, scale) of latents: the first stage's, dataset.latent_scale, or where that is 0 the dataset's own."""
+        if self.latents is not None:
+            return self.latents.shift, self.latents.scale
+        if self.source.kind == 'image' or self.dataset.latent_scale:
+            return 0.0, self.dataset.latent_scale
+        moments = self.source.moments
+        if not moments:
+            raise ConfigError(
+                f'dataset.latent_scale = 0 takes the statistics of a dataset that --mode=encode has made, and '
+                f'{self.source.name} has none: give the number, such as 0.18215'
+            )
+        return np.float32(moments['mean']), 1 / np.float32(moments['std'])
 
     def plan(self, settings: SamplerSettings | None = None) -> Plan:
         return build_plan(settings or self.sampler, self.task)
@@ -126,7 +159,7 @@ class Experiment:
         trace = component(likelihood, s.likelihood_trace, 'evaluation.likelihood_trace')()
         if not s.num_likelihoods:
             return None
-        if self.source.kind != 'image' or self.test is None:
+        if self.source.kind != 'image' or self.latents is not None or self.test is None:
             raise ConfigError(
                 f'evaluation.num_likelihoods = {s.num_likelihoods} needs held-out images, and there are none: '
                 'bits are those of bytes, and dataset.test_split names the split'
@@ -139,18 +172,18 @@ class Experiment:
 
     def comparison(self) -> tuple[Space, Reference] | None:
         """In what space samples are compared with what; None for pixels and the test split, with all their figures."""
-        s, source = self.evaluation, self.source
+        s, test = self.evaluation, self.test_images
         space = component(spaces, s.features, 'evaluation.features', weights=s.inception_weights)()
         if parse_component(s.features, 'evaluation.features')[0].lower() == 'pixels' and not s.reference:
             return None
-        if source.kind != 'image' or not (s.reference or self.test):
+        if self.image_shape is None or not (s.reference or test):
             raise ConfigError(
                 'evaluation.features and evaluation.reference compare images with a reference or the test split, and '
-                f'{source.name} has {"no test split" if source.kind == "image" else "latents"} here'
+                f'{self.source.name} has {"latents" if self.image_shape is None else "no test split"} here'
             )
         try:
-            reference = read_reference(s.reference) if s.reference else image_reference(images_of(self.test))
-            check_reference(reference, space, source.image_shape)
+            reference = read_reference(s.reference) if s.reference else image_reference(images_of(test))
+            check_reference(reference, space, self.image_shape)
         except (ValueError, OSError) as error:
             raise ConfigError(f'evaluation.reference: {error}') from error
         return space, reference
@@ -169,13 +202,17 @@ SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'sampler', 'e
 KEYS = ('seed', 'schedule', 'target', 'times', 'weight', 'learned_variance', 'label_drop')
 
 
-def build(config: Mapping[str, Any], *, for_sampling: bool = False) -> Experiment:
-    """Everything that a config describes, checked. for_sampling: latents that are not there do not matter.
+def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Latents | None = None) -> Experiment:
+    """Everything that a config describes, checked.
+
+    Args:
+        for_sampling: a dataset of latents that is not there does not matter.
+        latents: of the section `first_stage`, opened (`stages.open_latents`).
 
     Raises ConfigError or another ValueError with one line that names what was given and the valid choices.
     """
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
-    check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
+    check_keys('the config', config, (*KEYS, *SECTIONS, 'first_stage'), required=KEYS + SECTIONS)
     dataset = section(DatasetSettings, config, 'dataset')
     training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
     evaluation = section(EvaluationSettings, config, 'evaluation')
@@ -188,16 +225,23 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False) -> Experimen
     mesh = section(make_mesh, config, 'mesh')
     optimizer = component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)()
     objective = build_loss(config)
-    source, test = (
+    given = [
         open_split(dataset, split, for_sampling=for_sampling) if split else None
         for split in (dataset.split, dataset.test_split)
-    )
-    task = build_task(config, objective, source)
+    ]
+    images, test_images = given if given[0].kind == 'image' else (None, None)
+    source, test = given
+    if latents is not None and images is not None:
+        source, test = (each and latents.source(each) for each in given)
+    task = build_task(config, objective, source.num_classes, sample_shape(source, latents)[-1])
     experiment = Experiment(
         seed=config['seed'],
         dataset=dataset,
         source=source,
         test=test,
+        images=images,
+        test_images=test_images,
+        latents=latents,
         task=task,
         sampler=sampler,
         evaluation=evaluation,
@@ -211,14 +255,23 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False) -> Experimen
     return experiment
 
 
-def open_split(dataset: DatasetSettings, split: str, *, for_sampling: bool) -> Source:
+def open_split(dataset: DatasetSettings, split: str, *, for_sampling: bool, annotations: Sequence[str] = ()) -> Source:
     data_dir = dataset.data_dir or None
     try:
-        return open_source(dataset.name, split, data_dir=data_dir)
+        return open_source(
+            dataset.name, split, data_dir=data_dir, resolution=dataset.resolution, annotations=annotations
+        )
     except DatasetNotPrepared:
         if not for_sampling:
             raise
         return blank_source(dataset.name, split, data_dir=data_dir)
+
+
+def sample_shape(source: Source, latents: Latents | None) -> tuple[int, int, int]:
+    """[H, W, C] of what is denoised, given what is read."""
+    if latents is not None and source.kind == 'image':
+        return latents.shape(source.image_shape)
+    return source.image_shape
 
 
 def with_averages(training: Any) -> Any:
@@ -243,7 +296,7 @@ def build_loss(config: Mapping[str, Any]) -> Loss:
     )
 
 
-def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> Denoising:
+def build_task(config: Mapping[str, Any], objective: Loss, num_classes: int, channels: int) -> Denoising:
     """The network, fitted to the dataset, and its task.
 
     `num_classes` and `out_channels` follow from the dataset; a section `network` may name them too, such as one that
@@ -251,13 +304,13 @@ def build_task(config: Mapping[str, Any], objective: Loss, source: Source) -> De
     """
     name, options = parse_component(config['network'], 'network')
     fitted = {
-        'num_classes': source.num_classes,
-        'out_channels': source.image_shape[-1] * (2 if config['learned_variance'] else 1),
+        'num_classes': num_classes,
+        'out_channels': channels * (2 if config['learned_variance'] else 1),
     }
     for key, value in fitted.items():
         given = options.pop(key, value)
         if given != value and not (key == 'num_classes' and given == 0):
-            raise ConfigError(f'network.{key} is {given!r}, and {source.name} with this target needs {value}')
+            raise ConfigError(f'network.{key} is {given!r}, and this dataset with this target needs {value}')
         fitted[key] = given
     network = component(nets, {'name': name, **options}, 'network', **fitted)()
     null_label = getattr(network, 'null_label', True)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 FLAGS = flags.FLAGS
 OPEN = {'lock_config': False, 'accept_new_attributes': True}  # what is not known is refused here, and by `build`
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
-flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema'], 'What to do.')
+flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema', 'encode'], 'What to do.')
 flags.DEFINE_string('labels', '', 'sample: classes to draw, such as 0,1,2 or 7; repeated up to --num_samples.')
 flags.DEFINE_integer('num_samples', None, 'sample, evaluate: how many. Default: 10 of each class; the config.', 1)
 flags.DEFINE_integer('seed', 0, 'sample, evaluate: seed of the samples.')

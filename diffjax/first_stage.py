@@ -4,7 +4,8 @@ The section `task` names `autoencoding` with its weights (`tasks/autoencoding.py
 
     discriminator            'none', or 'patch_discriminator:base_channels=32,depth=2'
     discriminator_optimizer  of its own; '': the same as the autoencoder's
-    perceptual               'none', or 'lpips:weights=PATH', a safetensors file of the published weights
+    perceptual               'none', 'recognizer' (the one of the embedded shapes; recognizer:weights=PATH another), or
+                             'lpips:weights=PATH', a safetensors file of the published weights
 """
 
 import functools
@@ -15,7 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +29,18 @@ from diffjax import nets, tasks
 from diffjax.build import open_split, with_averages
 from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.types import PyTree
-from diffjax.data import Source, prepare, to_uint8
+from diffjax.data import EncodingSettings, Source, prepare, to_uint8
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.report import write_report
 from diffjax.nets.autoencoder import Codes
+from diffjax.nets.recognizer import perceptual_distance
 from diffjax.results import loss_curve
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Autoencoding
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.sharding import make_mesh, replicated
-from diffjax.weights import lpips
+from diffjax.weights import lpips, recognizer
 
 KEYS = ('seed', 'task')
 SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'evaluation')
@@ -71,6 +73,7 @@ class FirstStage:
     test: Source | None
     task: Autoencoding
     evaluation: ReconstructionSettings
+    encoding: EncodingSettings
     training: Settings
     mesh: Mesh
     optimizer: optax.GradientTransformation
@@ -99,14 +102,12 @@ class FirstStage:
 
 def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
     """Everything that a config describes, checked. Raises ConfigError or another ValueError in one line."""
-    check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
+    check_keys('the config', config, (*KEYS, *SECTIONS, 'encoding'), required=KEYS + SECTIONS)
     dataset = section(DatasetSettings, config, 'dataset')
     training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
     evaluation = section(ReconstructionSettings, config, 'evaluation')
     if evaluation.params not in ('', 'raw', *training.ema):
         raise ConfigError(f"evaluation.params is 'raw' or one of {', '.join(training.ema)}; got {evaluation.params!r}")
-    if training.init_from:
-        raise ConfigError('training.init_from is for networks that denoise; an autoencoder starts from nothing')
     source, test = (
         open_split(dataset, split, for_sampling=False) if split else None
         for split in (dataset.split, dataset.test_split)
@@ -115,6 +116,10 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
         raise ConfigError(f'dataset.name: an autoencoder learns from images, and {dataset.name} has latents')
     network = component(nets.autoencoder, config['network'], 'network', out_channels=source.image_shape[-1])()
     task, frozen = _task(config['task'], network)
+    if training.init_from and task.averages_codes:
+        raise ConfigError(
+            'training.init_from needs task.codebook_decay = 0 here: running means of codes start from codes drawn anew'
+        )
     experiment = FirstStage(
         seed=config['seed'],
         dataset=dataset,
@@ -122,6 +127,7 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
         test=test,
         task=task,
         evaluation=evaluation,
+        encoding=section(EncodingSettings, {'encoding': {}} | dict(config), 'encoding'),
         training=training,
         mesh=section(make_mesh, config, 'mesh'),
         optimizer=_optimizer(config, training.num_steps),
@@ -143,20 +149,48 @@ def _task(spec: Any, network: nets.Autoencoder) -> tuple[Autoencoding, PyTree]:
     return component(tasks.autoencoding, chosen, 'task', **given)(), frozen
 
 
-def _perceptual(spec: Any) -> tuple[Callable | None, PyTree]:
-    """(frozen, x, y) -> [B] and what is frozen, or (None, ())."""
+class Perceptual(NamedTuple):
+    """A distance (frozen, x, y) -> [B] of pictures [B, H, W, C], and its name for a report."""
+
+    name: str
+    distance: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+
+    def __call__(self, frozen: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
+        return self.distance(frozen, x, y)
+
+
+def _perceptual(spec: Any) -> tuple[Perceptual | None, PyTree]:
+    """The distance and what is frozen, or (None, ())."""
     name, options = parse_component(spec, 'task.perceptual')
-    if name == 'none' and not options:
+    kind, given = name.lower(), list(options)
+    if kind == 'none' and not given:
         return None, ()
-    if name.lower() != 'lpips' or list(options) != ['weights']:
-        raise ConfigError(f"task.perceptual is 'none' or 'lpips:weights=PATH', got {spec!r}")
-    frozen = {'lpips': lpips.open_weights(options['weights'])()}
+    if kind == 'lpips' and given == ['weights']:
+        frozen = {'lpips': lpips.open_weights(options['weights'])()}
 
-    def distance(frozen, x, y):
-        colour = (jnp.broadcast_to(a, (*a.shape[:-1], 3)) if a.shape[-1] == 1 else a for a in (x, y))
-        return nets.LPIPS().apply({'params': frozen['lpips']}, *colour)
+        def distance(frozen, x, y):
+            return nets.LPIPS().apply({'params': frozen['lpips']}, *(_with_channels(a, 3) for a in (x, y)))
 
-    return distance, frozen
+        return Perceptual('LPIPS', distance), frozen
+    if kind == 'recognizer' and given in ([], ['weights']):
+        path = str(options.get('weights', recognizer.SHAPES))
+        opened = recognizer.open_recognizer(path)
+
+        def distance(frozen, x, y):
+            variables, pair = {'params': frozen['recognizer']}, (_with_channels(a, opened.in_channels) for a in (x, y))
+            return perceptual_distance(*(opened.network.apply(variables, a, method='features') for a in pair))
+
+        return Perceptual(f'the feature distance of {Path(path).stem}', distance), {'recognizer': opened.load()}
+    raise ConfigError(
+        f"task.perceptual is 'none', 'recognizer', 'recognizer:weights=PATH' or 'lpips:weights=PATH', got {spec!r}"
+    )
+
+
+def _with_channels(x: jax.Array, channels: int) -> jax.Array:
+    """Grey pictures with equal channels, those that have them as they are."""
+    if x.shape[-1] not in (1, channels):
+        raise ValueError(f'task.perceptual: pictures have {x.shape[-1]} channels, and this network sees {channels}')
+    return jnp.broadcast_to(x, (*x.shape[:-1], channels))
 
 
 def _optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
@@ -274,7 +308,7 @@ def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndar
         pictures['Training loss'] = workdir / 'loss.png'
     source, network, task = experiment.source, experiment.task.network, experiment.task
     judged = 'no discriminator' if task.discriminator is None else 'a discriminator of patches'
-    perceptual = 'no perceptual distance' if task.perceptual is None else 'LPIPS'
+    perceptual = 'no perceptual distance' if task.perceptual is None else task.perceptual.name
     write_report(
         workdir / 'report.md',
         {name: value for name, value in figures.items() if value is not None},

@@ -4,12 +4,18 @@
   python -m diffjax.main --mode=sample --workdir=runs/digits --num_samples=64 --config.sampler.solver=ddim
   python -m diffjax.main --mode=evaluate --workdir=runs/digits --config.sampler.num_steps=100
   python -m diffjax.main --mode=ema --workdir=runs/digits --sigma_rel=0.03,0.12      makes averages of other lengths
+  python -m diffjax.main --mode=encode --workdir=runs/autoencoder                    makes a dataset of latents
   python -m diffjax.main --mode=sample --config=configs/dit_b.py:model=XL/2 --workdir=runs/dit
       --config.training.init_from=DIR           draws with published weights that python -m diffjax.weights has imported
 
 A value of the config is changed by --config.KEY=VALUE, its argument follows a colon: --config=configs/digits.py:smoke.
 Without --mode=train the config may be left out: the workdir knows its own. Running a command again goes on from the
 newest checkpoint; on a finished workdir it says so.
+
+A config with a section `first_stage` learns in the latents of an autoencoder, which is trained first, in the folder
+first_stage of the workdir, or found where the section says; samples are decoded. --mode=encode turns a dataset of
+images into one of latents by a trained autoencoder (or an imported one, by --config.training.init_from=DIR); the
+section `encoding` says which and where to, and a command that was killed goes on when it is run again.
 
 A run whose config has power averages in training.ema (such as power:sigma_rel=0.05 and power:sigma_rel=0.10) and a
 training.ema_snapshot_every_steps leaves snapshots, from which --mode=ema makes the average of any relative width at any
@@ -45,7 +51,13 @@ def main(argv: list[str]) -> None:
 
     jax.config.update('jax_traceback_filtering', 'tracebackhide')  # keeps JAX's frames, at which `_is_ours` looks
     try:
-        modes = {'train': train_run, 'sample': sample_run, 'evaluate': evaluate_run, 'ema': ema_run}
+        modes = {
+            'train': train_run,
+            'sample': sample_run,
+            'evaluate': evaluate_run,
+            'ema': ema_run,
+            'encode': encode_run,
+        }
         modes[FLAGS.mode](Path(FLAGS.workdir))
     except DatasetNotPrepared as error:
         smoke = f'{config_argument() or "configs/digits.py"}:smoke'
@@ -83,12 +95,14 @@ def start():
             jax.config.update('jax_cpu_collectives_implementation', 'gloo')
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     from diffjax.kinds import DENOISING, kind_of
+    from diffjax.stages import open_latents
     from diffjax.workdir import check_same_run
 
     config = FLAGS.config.to_dict()
     check_same_run(FLAGS.workdir, config)
-    kind = kind_of(config)
-    options = {'for_sampling': FLAGS.mode == 'sample'} if kind is DENOISING else {}
+    kind, options = kind_of(config), {}
+    if kind is DENOISING:
+        options = {'for_sampling': FLAGS.mode == 'sample', 'latents': open_latents(config, FLAGS.workdir)}
     experiment = kind.build(config, **options)
     device = jax.devices()[0]
     axes = ' x '.join(f'{name} {size}' for name, size in experiment.mesh.shape.items())
@@ -97,19 +111,39 @@ def start():
 
 
 def train_run(workdir: Path) -> None:
-    """Trains to the end or to SIGTERM, then samples, measures and reports."""
+    """Trains to the end or to SIGTERM, what comes first first; then samples, measures and reports."""
+    import jax
+
+    from diffjax.build import build
+    from diffjax.stages import make_ready, open_latents
+    from diffjax.workdir import write_config
+
+    config, experiment = start()
+    latents = getattr(experiment, 'latents', None)
+    if latents is not None and not latents.ready:
+        if jax.process_index() == 0:  # whoever goes on finds what was asked for
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_config(workdir, config)
+        if not make_ready(config, workdir, train_experiment, say, progress=sys.stderr.isatty()):
+            return
+        say('what is learned in its latents')
+        experiment = build(config, latents=open_latents(config, workdir))
+    train_experiment(config, experiment, workdir)
+
+
+def train_experiment(config, experiment, workdir: Path) -> bool:
+    """Whether it came to its end: False after SIGTERM."""
     import jax
 
     from diffjax.data import make_iterator
     from diffjax.kinds import kind_of
+    from diffjax.restoring import sampling_params
     from diffjax.results import finished, summary_lines
-    from diffjax.run import sampling_params
     from diffjax.starting import imported_params
     from diffjax.training.loop import train
     from diffjax.training.posthoc_ema import is_reconstructed
     from diffjax.workdir import write_config
 
-    config, experiment = start()
     training = experiment.training
     if is_reconstructed(experiment.params_name):
         fail(f'sampler.params={experiment.params_name} is made by --mode=ema after training, which needs another')
@@ -118,7 +152,7 @@ def train_run(workdir: Path) -> None:
             f'{workdir} is finished ({training.num_steps} steps), nothing was trained again: '
             f'see {workdir / "report.md"}'
         )
-        return
+        return True
     params = imported_params(config, experiment, workdir)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -135,20 +169,21 @@ def train_run(workdir: Path) -> None:
     result = train(experiment.trainer(), iterator, workdir, params=params, announce=say)
     if result.stopped:
         say(f'stopped by SIGTERM at step {result.step}, which is saved; the same command goes on from there')
-        return
+        return False
     if experiment.evaluation.num_samples:
         say(f'drawing and measuring {experiment.evaluation.num_samples} samples')
         params = sampling_params(experiment, result.state)
         measure, progress = kind_of(config).measure, sys.stderr.isatty()
         figures = measure(experiment, params, workdir, result.step, seed=0, progress=progress)
         say('\n'.join(summary_lines(figures)) + f'\nreport: {workdir / "report.md"}')
+    return True
 
 
 def find_params(config, experiment, workdir: Path):
     """(the parameters to sample with, their step): of a checkpoint, or of imported weights where there is none yet."""
     import jax
 
-    from diffjax.run import restore_params
+    from diffjax.restoring import restore_params
     from diffjax.starting import imported_params
 
     params = imported_params(config, experiment, workdir)
@@ -228,6 +263,25 @@ def ema_run(workdir: Path) -> None:
             f'{workdir / name}: from {made.num_snapshots} snapshots, its profile right to {made.error:.2g}; '
             f'--config.sampler.params={name}'
         )
+
+
+def encode_run(workdir: Path) -> None:
+    """Writes a dataset of latents by the autoencoder of a workdir, or by an imported one."""
+    from diffjax.encoding import encode_dataset
+    from diffjax.first_stage import FirstStage
+
+    config, experiment = start()
+    if not isinstance(experiment, FirstStage):
+        fail('--mode=encode is for autoencoders; what learns in latents encodes by itself, when it is trained')
+    params, step = find_params(config, experiment, workdir)
+    network, settings = experiment.task.network, experiment.encoding
+    folder = encode_dataset(
+        network, params['autoencoder'], experiment.dataset, settings, workdir, progress=sys.stderr.isatty()
+    )
+    say(
+        f'latents of step {step}: {folder}\nto learn in them: --config.dataset.name={folder.parent.name} '
+        f'--config.dataset.data_dir={folder.parents[1]} --config.dataset.latent_scale=0'
+    )
 
 
 if __name__ == '__main__':

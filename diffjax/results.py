@@ -61,15 +61,21 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
     if experiment.test is None:
         return []
     count = min(len(experiment.test), HELD_OUT_EXAMPLES)
-    prepare, task = experiment.trainer().prepare, experiment.task
+    trainer, task = experiment.trainer(), experiment.task
+
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    def prepared(frozen, batch):
+        key = jax.random.split(jax.random.key(experiment.seed))[1]
+        batch = trainer.prepare(batch, key)
+        return batch if trainer.encode is None else trainer.encode(frozen, batch, key)
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
     def losses(params, batch, t):
-        key, prepare_key = jax.random.split(jax.random.key(experiment.seed))
+        key = jax.random.split(jax.random.key(experiment.seed))[0]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-        return task.losses_at(params, prepare(batch, prepare_key), t, keys)
+        return task.losses_at(params, batch, t, keys)
 
-    batch = experiment.test.read(range(count))
+    batch = prepared(trainer.frozen, experiment.test.read(range(count)))
 
     def loss_at(t):
         values = np.asarray(losses(params, batch, np.float32(t)), np.float64)
@@ -128,22 +134,22 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
 def image_figures(
     experiment: Experiment, images: np.ndarray, labels: np.ndarray, *, progress: bool = False
 ) -> dict[str, Any]:
-    """How good the samples are as images. {} for latents, and without anything real to compare them with.
+    """How good the samples are as images. {} for latents alone, and without anything real to compare them with.
 
     In Inception's features, or against a reference: ADM's figures, by all processes together. Over pixels against the
     test split: all that there is, by process 0 alone.
     """
-    settings, source, test = experiment.evaluation, experiment.source, experiment.test
-    classifier = {} if settings.classifier == 'svc' and source.num_classes and test is not None else None
+    settings, source, test = experiment.evaluation, experiment.images, experiment.test_images
+    classifier = {} if settings.classifier == 'svc' and test is not None and test.num_classes else None
     figures: dict[str, Any] = {}
     if comparison := experiment.comparison():
         space, reference = comparison
-        real = None if settings.reference else images_of(source).first(len(images))
+        real = None if settings.reference or source is None else images_of(source).first(len(images))
         samples = image_array('samples', images)
         figures |= reference_figures(samples, reference, space, real=real, progress=progress)
         if classifier is not None and not jax.process_index():
             figures |= class_figures(images, labels, read_all(source), read_all(test), classifier)
-    elif source.kind == 'image' and test is not None and not jax.process_index():
+    elif test is not None and not jax.process_index():
         figures |= {'features': 'pixels', 'reference': f'{test.name} {test.split} ({len(test):,} images)'}
         figures |= evaluate_samples(images, labels, read_all(source), read_all(test), classifier=classifier)
     return figures

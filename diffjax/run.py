@@ -1,8 +1,4 @@
-"""A workdir: what a run was, what it learned, and samples from it.
-
-run = diffjax.load('runs/digits')
-images = run.sample(labels, solver='heun', num_steps=20, guidance=2.0)
-"""
+"""A trained run: samples from it, and its averages of other lengths."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffjax.build import ConfigError, Experiment, SamplerSettings, build, build_plan
+from diffjax.build import ConfigError, Experiment, SamplerSettings, build_plan
 from diffjax.core.guidance import Guidance
 from diffjax.core.sampling import pad, sample_keys
 from diffjax.core.schedules import Schedule
@@ -24,22 +20,18 @@ from diffjax.core.transforms import NO_TRANSFORMS, Transforms
 from diffjax.core.types import Model, PyTree
 from diffjax.data import to_uint8
 from diffjax.tasks import Denoising
-from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.checkpoints import abstract
 from diffjax.training.posthoc_ema import (
     RECONSTRUCTED,
     SNAPSHOTS,
     TREE,
     Reconstruction,
     folder_of,
-    is_reconstructed,
     power_profiles,
-    read_reconstructed,
     reconstruct,
 )
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.snapshots import Snapshots
-from diffjax.training.state import TrainState
-from diffjax.workdir import read_config
 
 MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded to; larger ones to powers of 2
 
@@ -139,63 +131,10 @@ class Run:
         return to_output(self.experiment, x)
 
 
-def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | None = None) -> Run:
-    """The newest checkpoint of a workdir as a `Run`.
-
-    Args:
-        overrides: what to change before building, such as {'sampler': {'params': 'raw'}, 'mesh': {...}}.
-
-    Raises FileNotFoundError where there is no run.
-    """
-    config = read_config(workdir)
-    if config is None:
-        raise FileNotFoundError(f'{workdir} holds no run: there is no config.json in it')
-    for name, values in (overrides or {}).items():
-        there = config.get(name)
-        config[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
-    if 'task' in config:
-        raise ConfigError(f'{workdir} holds an autoencoder, which draws no samples; diffjax.load is for what denoises')
-    experiment = build(config)
-    params, step = restore_params(experiment, workdir)
-    return Run(
-        config=config,
-        experiment=experiment,
-        network=experiment.task.model,
-        params=params,
-        schedule=experiment.task.objective.schedule,
-        step=step,
-        sampler=make_sampler(experiment),
-    )
-
-
 def make_sampler(experiment: Experiment, at_most: int | None = None) -> Sampler:
     """at_most: the number of samples that will ever be drawn at once, if that is known."""
     size = min(experiment.sampler.batch_size, at_most or experiment.sampler.batch_size)
     return Sampler(experiment.task, experiment.sample_shape, experiment.mesh, size)
-
-
-def restore(experiment: Experiment, workdir: str | os.PathLike) -> tuple[TrainState, int]:
-    """The train state of the newest whole checkpoint, and its step. Raises FileNotFoundError when there is none."""
-    folder = Path(workdir) / 'checkpoints'
-    if not folder.is_dir():
-        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
-    _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
-    checkpoints = Checkpoints(folder)
-    restored = checkpoints.restore_newest(abstract(shapes, shardings))
-    checkpoints.close()
-    if restored is None:
-        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
-    return restored.state, restored.step
-
-
-def restore_params(experiment: Experiment, workdir: str | os.PathLike) -> tuple[PyTree, int]:
-    """The parameters that the sampler's settings name, of a checkpoint or a reconstructed average, and their step."""
-    name = experiment.params_name
-    if is_reconstructed(name):
-        _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
-        return read_reconstructed(Path(workdir), name, abstract(shapes.params, shardings.params))
-    state, step = restore(experiment, workdir)
-    return sampling_params(experiment, state), step
 
 
 def reconstruct_averages(
@@ -224,17 +163,14 @@ def reconstruct_averages(
     return {f'{RECONSTRUCTED}/{width:g}/{step}': one for width, one in zip(widths, made)}
 
 
-def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
-    """The profile of averaged parameters that the sampler's settings name."""
-    name = experiment.params_name or next(iter(state.ema), 'raw')
-    return state.params if name == 'raw' else state.ema[name]
-
-
 def to_output(experiment: Experiment, x: np.ndarray) -> np.ndarray:
-    """uint8 images, or latents as the autoencoder made them (unscaled)."""
+    """uint8 images; where nothing decodes them, latents as the autoencoder made them (unscaled)."""
+    if experiment.latents is not None:
+        return experiment.latents.decode(x)
     if experiment.source.kind == 'image':
         return np.asarray(to_uint8(jnp.asarray(x)))
-    return x / experiment.dataset.latent_scale
+    shift, scale = experiment.standardisation
+    return x / scale + shift
 
 
 def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:

@@ -23,7 +23,8 @@ class DatasetSettings:
     test_split: str = 'test'  # '': nothing is held out
     data_dir: str = ''  # '': TFDS's default
     flip: bool = False
-    latent_scale: float = 0.18215
+    resolution: int = 0  # images are cropped to their middle square and resized to so many pixels; 0: as they are
+    latent_scale: float = 0.18215  # of a dataset of latents; 0: each channel to mean 0 and standard deviation 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class EvaluationSettings:
     likelihood_trace: Any = 'rademacher'  # or 'gaussian', both with num_probes, or 'exact': one for each dimension
     likelihood_tolerance: float = 1e-5  # of each integration step, in x0 and in nats
     likelihood_t_min: float = 0.0  # above 0 for a network that cannot be asked there: bits of the blurred density
-    features: Any = 'pixels'  # or 'inception', 'inception:resize=pytorch': the space of distances and neighbours
+    features: Any = 'pixels'  # where distances and neighbours are: 'shapes', 'inception', 'inception:resize=pytorch'
     inception_weights: str = ''  # a safetensors file
     reference: str = ''  # what samples are compared with: ADM's .npz, images as .npz or a folder; '': the test split
 

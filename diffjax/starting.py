@@ -21,8 +21,12 @@ def imported_params(config: Mapping[str, Any], experiment: Experiment, workdir: 
     begun = checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
     if not folder or begun:
         return None
-    _, shapes, _ = experiment.trainer().init(experiment.batch_spec)
+    make, shapes, _ = experiment.trainer().init(experiment.batch_spec)
+    network = parse_component(config['network'], 'network')
     try:
-        return load_for(folder, *parse_component(config['network'], 'network'), shapes.params)
+        if 'autoencoder' not in shapes.params:
+            return load_for(folder, *network, shapes.params)
+        found = {'autoencoder': load_for(folder, *network, shapes.params['autoencoder'])}
+        return found if len(shapes.params) == 1 else {**make().params, **found}  # a discriminator is drawn
     except WeightsError as error:
         raise ConfigError(f'training.init_from: {error}') from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffjax.build import ConfigError
 
-FREE = ('sampler', 'evaluation')  # sections that may differ between a workdir and the command that uses it
+FREE = ('sampler', 'evaluation', 'encoding')  # sections that may differ between a workdir and the command that uses it
 FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
     'training': (
         'num_steps',
@@ -32,9 +32,13 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def write_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
-    path = Path(workdir) / 'config.json'
+    write_json(Path(workdir) / 'config.json', config)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """At once: whoever reads finds the old file or the new one."""
     part = path.with_suffix('.part')
-    part.write_text(json.dumps(config, indent=2) + '\n')
+    part.write_text(json.dumps(values, indent=2, default=float) + '\n')
     os.replace(part, path)
 
 

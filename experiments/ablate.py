@@ -43,8 +43,8 @@ from tqdm import tqdm
 
 from diffjax.build import ConfigError, build
 from diffjax.data import make_iterator
+from diffjax.restoring import sampling_params
 from diffjax.results import finished, measure
-from diffjax.run import sampling_params
 from diffjax.training.loop import NonFiniteError, train
 from diffjax.workdir import read_config, write_config
 

@@ -12,7 +12,7 @@ from PIL import Image
 from diffjax.build import build
 from diffjax.data import make_iterator
 from diffjax.first_stage import FirstStage, build_first_stage, jpeg_psnr, measure, psnr, reconstructions
-from diffjax.run import restore_params
+from diffjax.restoring import restore_params
 from diffjax.training.loop import train
 from diffjax.training.sharding import make_mesh
 
@@ -105,7 +105,13 @@ def test_eight_devices_build_the_same(smoke):
         ('task.reconstruction', 'l3', ["'l1' or 'l2', got 'l3'"]),
         ('task.discriminator', 'gan', ["task.discriminator: unknown name 'gan'", 'PatchDiscriminator']),
         ('task.discriminator', 'patch_discriminator:depth=3', ['32x32 at least, got 8x8: lower its depth']),
-        ('task.perceptual', 'vgg', ["'none' or 'lpips:weights=PATH', got 'vgg'"]),
+        (
+            'task.perceptual',
+            'vgg',
+            ["'none', 'recognizer', 'recognizer:weights=PATH' or 'lpips:weights=PATH', got 'vgg'"],
+        ),
+        ('task.perceptual', 'recognizer:wait=1', ["got 'recognizer:wait=1'"]),
+        ('task.perceptual', 'recognizer:weights=/nowhere', ['/nowhere']),
         ('task.perceptual', 'lpips:weights=/nowhere', ['/nowhere']),
         ('network.levels', (3,), ['levels']),
         ('network.name', 'DiT', ["network: unknown name 'DiT'", 'Autoencoder']),

@@ -21,8 +21,9 @@ from diffjax.core.solvers.plan_records import PlanRecord, describe
 from diffjax.evaluation import frechet_distance, precision_recall
 from diffjax.evaluation.spaces import Features, Space
 from diffjax.plan_files import write_plan
+from diffjax.restoring import restore
 from diffjax.results import finished, held_out_likelihood, measure, save_samples, summary_lines
-from diffjax.run import Sampler, balanced_labels, check_labels, make_sampler, restore
+from diffjax.run import Sampler, balanced_labels, check_labels, make_sampler
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 

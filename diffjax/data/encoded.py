@@ -1,4 +1,4 @@
-"""Writing a dataset of encodings: each example of an image dataset through a function, into a TFDS array_record dataset.
+"""Writing a dataset of encodings: each example of an image dataset through a function, into a TFDS dataset.
 
     write_encoded(out, 'shapes_latents', {'train': source}, encode, ...)   ->   out/shapes_latents/1.0.0
 
@@ -11,12 +11,9 @@ The last process to look gives the dataset its name, with the moments of each la
 """
 
 import contextlib
-import functools
 import io
 import json
-import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +201,9 @@ def _write_shard(stem: Path, source: Source, indices: range, encode, features, s
             facts['length'] += 1
             facts['num_bytes'] += len(encoded)
             if 'std' in example:
-                mean, std = (np.asarray(example[key], np.float64).reshape(-1, example[key].shape[-1]) for key in MOMENTS)
+                mean, std = (
+                    np.asarray(example[key], np.float64).reshape(-1, example[key].shape[-1]) for key in MOMENTS
+                )
                 facts['count'] += len(mean)
                 sums = (sums if sums.size else 0) + np.stack([mean.sum(0), (mean**2 + std**2).sum(0)])
     os.replace(part, stem)

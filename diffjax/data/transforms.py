@@ -1,13 +1,14 @@
 """What happens to a batch on the device: bytes to [-1, 1] (and into bins), random flips, draws from latent posteriors.
 
 x0 = byte / 127.5 - 1                           (1)  images
-x0 = scale * (mean + std * eps), eps ~ N(0, I)  (2)  latents; Rombach et al. 2022, appendix G
+x0 = scale * (mean + std * eps - shift), eps ~ N(0, I)  (2)  latents; Rombach et al. 2022, appendix G
 """
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 STABLE_DIFFUSION_SCALE = 0.18215
 BYTE_WIDTH = 1 / 127.5  # the distance between bytes after (1)
@@ -19,7 +20,12 @@ def _example_keys(key: jax.Array, num_examples: int) -> jax.Array:
 
 
 def prepare(
-    batch: Mapping[str, jax.Array], key: jax.Array, *, flip: bool, scale: float = STABLE_DIFFUSION_SCALE
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    *,
+    flip: bool,
+    scale: float | np.ndarray = STABLE_DIFFUSION_SCALE,
+    shift: float | np.ndarray = 0.0,
 ) -> dict[str, jax.Array]:
     """A batch as delivered -> `x0` float32 `[B, H, W, C]` and `label` int32 `[B]`, zeros where there are no labels.
 
@@ -31,7 +37,8 @@ def prepare(
       key: of the flips and of the latents' draws; with images and flip=False nothing is drawn.
       flip: mirror each example left to right with probability 1/2. A mirrored latent only approximates the latent of
         the mirrored image: for exactness write both into the dataset.
-      scale: of latents. The default brings Stable Diffusion's to unit variance.
+      scale, shift: of latents, one number or one for each channel. The default brings Stable Diffusion's to unit
+        variance.
     """
     annotations = {name: a for name, a in batch.items() if name not in ('image', 'mean', 'std', 'label')}
     if flip and annotations:
@@ -42,7 +49,7 @@ def prepare(
     else:
         mean, std = batch['mean'].astype(jnp.float32), batch['std'].astype(jnp.float32)
         keys = _example_keys(noise_key, len(mean))
-        x0 = scale * (mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys))
+        x0 = scale * (mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys) - shift)
     if flip:
         flipped = jax.vmap(jax.random.bernoulli)(_example_keys(flip_key, len(x0)))
         x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)

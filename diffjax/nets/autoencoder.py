@@ -84,6 +84,7 @@ class Kind(NamedTuple):
     temporal_downsampling: tuple[int, ...]
     num_groups: int
     frames: int
+    patch_size: int
     compute_dtype: str
     attention: str
 
@@ -123,6 +124,20 @@ def double(x: jax.Array, *, in_time: bool) -> jax.Array:
     """Every pixel twice in height and width, and every frame but the first twice in time."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
     return jnp.repeat(x, 2, axis=1)[:, 1:] if in_time else x
+
+
+def to_patches(x: jax.Array, size: int) -> jax.Array:
+    """Squares of pixels become channels: `[..., H, W, C] -> [..., H / size, W / size, size^2 C]`."""
+    *batch, height, width, channels = x.shape
+    x = x.reshape(*batch, height // size, size, width // size, size, channels)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, height // size, width // size, size**2 * channels)
+
+
+def from_patches(x: jax.Array, size: int) -> jax.Array:
+    """The inverse of `to_patches`."""
+    *batch, height, width, channels = x.shape
+    x = x.reshape(*batch, height, width, size, size, channels // size**2)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, height * size, width * size, channels // size**2)
 
 
 class ResidualBlock(nn.Module):
@@ -175,7 +190,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kind = self.kind
-        h = conv(kind.widths[0], kind, 'conv_in')(x)
+        h = conv(kind.widths[0], kind, 'conv_in')(to_patches(x, kind.patch_size))
         for level, width in enumerate(kind.widths):
             for i in range(kind.num_res_blocks):
                 h = ResidualBlock(width, kind, name=f'down_{level}_{i}')(h)
@@ -208,7 +223,8 @@ class Decoder(nn.Module):
             if level > 0:
                 h = conv(width, kind, f'up_{level}')(double(h, in_time=level - 1 in kind.temporal_downsampling))
         h = nn.silu(GroupNorm(kind.num_groups, name='norm_out')(h))
-        return conv(self.features, kind, 'conv_out', dtype=jnp.float32)(h)
+        h = conv(self.features * kind.patch_size**2, kind, 'conv_out', dtype=jnp.float32)(h)
+        return from_patches(h, kind.patch_size)
 
 
 class Autoencoder(nn.Module, kw_only=True):
@@ -218,7 +234,8 @@ class Autoencoder(nn.Module, kw_only=True):
     decode(z: [B, (t,) h, w, latent_channels or code_size]) -> [B, (T,) H, W, out_channels]
     tokens_to_latents(int32 [B, (t,) h, w]) -> what `decode` takes ('vq', 'fsq')
 
-    base_channels, channel_multipliers   level i has their product as channels at 1 / 2^i of the size; f = 2^last
+    patch_size             squares of so many pixels are folded into channels first, and unfolded last
+    base_channels, channel_multipliers   level i has their product as channels at 1 / 2^i of the size; f = 2^last patch
     num_res_blocks         of a level in the encoder; the decoder has one more
     attention_levels       attention after each residual block of these levels; `middle_attention`: between the middle's
     latent_channels        of a position; for 'fsq' the number of `levels`
@@ -231,6 +248,7 @@ class Autoencoder(nn.Module, kw_only=True):
     """
 
     out_channels: int = 3
+    patch_size: int = 1
     base_channels: int = 128
     channel_multipliers: Sequence[int] = (1, 2, 4, 4)
     num_res_blocks: int = 2
@@ -268,6 +286,7 @@ class Autoencoder(nn.Module, kw_only=True):
             self.temporal_downsampling,
             self.num_groups,
             self.frames,
+            self.patch_size,
             self.compute_dtype,
             self.attention,
         )
@@ -295,7 +314,7 @@ class Autoencoder(nn.Module, kw_only=True):
     @property
     def factor(self) -> int:
         """By which height and width shrink."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     def __call__(self, x: Array) -> jax.Array:
         code = self.encode(x)
@@ -325,12 +344,10 @@ class Autoencoder(nn.Module, kw_only=True):
 
     def _check_fields(self) -> None:
         widths = self.widths
-        if not widths or min(widths) < 1 or self.num_res_blocks < 1 or self.latent_channels < 1 or self.frames < 1:
-            raise ValueError(
-                'channel_multipliers, base_channels, num_res_blocks, latent_channels and frames must be positive; got '
-                f'{self.channel_multipliers}, {self.base_channels}, {self.num_res_blocks}, {self.latent_channels}, '
-                f'{self.frames}'
-            )
+        names = 'channel_multipliers', 'base_channels', 'num_res_blocks', 'latent_channels', 'frames', 'patch_size'
+        if not widths or min(*widths, *(getattr(self, name) for name in names[2:])) < 1:
+            given = ', '.join(str(getattr(self, name)) for name in names)
+            raise ValueError(f'{", ".join(names[:-1])} and {names[-1]} must be positive; got {given}')
         if wrong := [width for width in widths if width % self.num_groups]:
             raise ValueError(f'num_groups={self.num_groups} does not divide the {wrong[0]} channels of a level')
         if self.code_channels != self.latent_channels and not (self.pointwise and self.bottleneck == 'vq'):

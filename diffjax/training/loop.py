@@ -86,6 +86,7 @@ class Trainer:
     mesh: Mesh
     seed: int = 0
     frozen: PyTree = ()
+    encode: Callable[[PyTree, PyTree, Array], PyTree] | None = None  # (frozen, batch, key) -> the batch, encoded
 
     def __post_init__(self):
         check_batch(self.settings.batch_size, self.settings.num_microbatches, self.mesh)
@@ -96,6 +97,8 @@ class Trainer:
         The function draws the parameters, or takes them: make(params).
         """
         prepared = jax.eval_shape(self.prepare, raw, jax.random.key(0))
+        if self.encode is not None:
+            prepared = jax.eval_shape(self.encode, self.frozen, prepared, jax.random.key(0))
 
         def make(params=None):
             batch = jax.tree.map(lambda s: jax.numpy.zeros((1, *s.shape[1:]), s.dtype), prepared)
@@ -111,6 +114,7 @@ class Trainer:
             self.task,
             self.optimizer,
             prepare=self.prepare,
+            encode=self.encode,
             profiles=self.settings.ema,
             num_microbatches=self.settings.num_microbatches,
         )

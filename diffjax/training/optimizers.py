@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from diffjax.core.types import PyTree
+from diffjax.training.sharding import is_stacked
 
-__all__ = ['adam', 'adamw', 'sgd']
+__all__ = ['adam', 'adamw', 'muon', 'sgd']
 
 DECAYS = ('constant', 'cosine', 'linear', 'rsqrt')
 
@@ -67,6 +68,50 @@ def adamw(
     """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; kernels alone are decayed."""
     schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=is_matrix))
+
+
+def muon(
+    *,
+    num_steps: int,
+    learning_rate: float = 1e-2,
+    adam_learning_rate: float = 1e-3,
+    decay: str = 'constant',
+    warmup_steps: int = 0,
+    reference_steps: int = 0,
+    momentum: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    rms: float = 0.2,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for kernels, Adam for all else, after clipping by the global norm; kernels decay.
+
+    A kernel, its last axis against all others, is moved along the orthogonal matrix nearest to its averaged gradient,
+    with entries of root mean square `rms` (Liu et al. 2025, arXiv:2502.16982, section 2.2), as Adam's updates have.
+    """
+    rates = [
+        learning_rate_schedule(peak, decay, warmup_steps, num_steps, reference_steps)
+        for peak in (learning_rate, adam_learning_rate)
+    ]
+
+    def axes(params: PyTree) -> PyTree:
+        def of(path, leaf):
+            layers = any(is_stacked(str(getattr(entry, 'key', ''))) for entry in path)  # axis 0 counts them
+            return optax.contrib.MuonDimensionNumbers(tuple(range(int(layers), leaf.ndim - 1)), leaf.ndim - 1)
+
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    turned = optax.contrib.muon(
+        rates[0], beta=momentum, weight_decay=weight_decay, muon_weight_dimension_numbers=axes, consistent_rms=rms
+    )
+
+    def kinds(params: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda kernel, leaf: 'muon' if kernel and leaf.ndim > 1 else 'adam', is_matrix(params), params
+        )
+
+    return _chain(clip_norm, optax.multi_transform({'muon': turned, 'adam': optax.adam(rates[1], b1, b2)}, kinds))
 
 
 def adam(

@@ -19,6 +19,7 @@ def make_step(
     prepare: Callable[[PyTree, Array], PyTree],
     profiles: dict[str, float | Average],
     num_microbatches: int = 1,
+    encode: Callable[[PyTree, PyTree, Array], PyTree] | None = None,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Array]]]:
     """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -26,11 +27,14 @@ def make_step(
         prepare: (raw batch, key) -> what the task learns from; runs on the device.
         num_microbatches: gradients are averaged over this many parts of the batch, one after the other; the result is
             that of the whole batch, because every example has its own key (dropout alone draws by parts).
+        encode: (frozen, batch, key) -> what frozen networks make of the whole batch, which then takes its place.
     """
 
     def train_step(state, frozen, batch):
         prepare_key, task_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         batch = prepare(batch, prepare_key)
+        if encode is not None:
+            batch = encode(frozen, batch, jax.random.fold_in(prepare_key, 1))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(task_key, jnp.arange(len(jax.tree.leaves(batch)[0])))
 
         gradients, task_state, metrics = accumulate(task, num_microbatches, state, frozen, batch, keys)

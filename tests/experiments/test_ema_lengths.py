@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures('fast_compilation')
 @pytest.fixture
 def with_snapshots(trained, tmp_path):
     """A copy of the trained run as if its average had been a power one, of which it kept two snapshots."""
-    from diffjax.run import load
+    from diffjax.loading import load
     from diffjax.training.snapshots import Snapshots
 
     workdir = tmp_path / 'run'

@@ -1,0 +1,102 @@
+"""--mode=encode: a dataset of images becomes a dataset of latents, by a first stage that was trained or imported."""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from diffjax.build import open_split
+from diffjax.core.types import PyTree
+from diffjax.data import EncodingSettings, prepare, write_encoded
+from diffjax.latents import SUFFIX, encode
+from diffjax.nets import Autoencoder
+from diffjax.settings import ConfigError, DatasetSettings
+
+FOLDER = 'latents'  # in a workdir
+
+
+def encode_dataset(
+    network: Autoencoder,
+    params: PyTree,
+    dataset: DatasetSettings,
+    settings: EncodingSettings,
+    workdir: Path,
+    *,
+    progress: bool = False,
+) -> Path:
+    """Writes `<dataset>_latents` with `mean` and `std` of each posterior (`tokens` too of codes), as float16.
+
+    Returns its folder. Killed and started again it goes on, to the same bytes. See `data.write_encoded` for errors.
+    """
+    dataset = dataclasses.replace(
+        dataset, name=settings.dataset or dataset.name, data_dir=settings.data_dir or dataset.data_dir
+    )
+    splits = [part.strip() for part in settings.splits.split(',')] if settings.splits else []
+    splits = splits or [split for split in (dataset.split, dataset.test_split) if split]
+    if bad := [split for split in splits if not split.isidentifier()]:
+        raise ConfigError(f'encoding.splits are names of whole splits with commas between them, got {bad[0]!r}')
+    sources = {split: open_split(dataset, split, for_sampling=False) for split in splits}
+    if wrong := [source for source in sources.values() if source.kind != 'image']:
+        raise ConfigError(f'encoding: {wrong[0].name} has latents already')
+    total = sum(len(source) for source in sources.values())
+    with tqdm(total=total, unit='image', disable=not progress, dynamic_ncols=True) as bar:
+        return write_encoded(
+            Path(settings.out).expanduser() if settings.out else workdir / FOLDER,
+            dataset.name.partition('/')[0].partition(':')[0] + SUFFIX,
+            sources,
+            encoder_of(network, params),
+            settings,
+            encoder={'network': _described(network), 'sha256': digest(params)},
+            process=(jax.process_index(), jax.process_count()),
+            wait=_wait,
+            progress=bar.update,
+        )
+
+
+def encoder_of(network: Autoencoder, params: PyTree):
+    """uint8 images [B, H, W, C] -> float16 `mean` and `std`, and `tokens` of codes, by the devices of this process."""
+    mesh = Mesh(np.array(jax.local_devices()), ('images',))
+    split, everywhere = NamedSharding(mesh, PartitionSpec('images')), NamedSharding(mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, in_shardings=(everywhere, split), out_shardings=split)
+    def run(params, images):
+        x = prepare({'image': images}, jax.random.key(0), flip=False)['x0']
+        mean, std, tokens = encode(network, params, x)
+        found = {'mean': mean.astype(jnp.float16), 'std': std.astype(jnp.float16)}
+        return found | ({} if tokens is None else {'tokens': tokens})
+
+    placed = jax.device_put(jax.tree.map(np.asarray, params), everywhere)
+
+    def encoder(images):
+        if len(images) % mesh.size:
+            raise ConfigError(f'encoding.batch_size must be a multiple of the {mesh.size} devices, got {len(images)}')
+        return {name: np.asarray(a) for name, a in run(placed, images).items()}
+
+    return encoder
+
+
+def digest(params: PyTree) -> str:
+    """SHA-256 of parameters and their names."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def _described(network: Autoencoder) -> dict[str, Any]:
+    fields = (f.name for f in dataclasses.fields(network) if f.name not in ('parent', 'name'))
+    return {name: getattr(network, name) for name in fields}
+
+
+def _wait() -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('encoding')

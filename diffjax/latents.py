@@ -1,0 +1,150 @@
+"""A first stage as a diffusion experiment uses it: pictures to standardised latents, and samples back to pictures.
+
+What diffusion learns is x0 = (z - shift) scale, for each channel, of latents z drawn from the posterior: of mean 0 and
+standard deviation 1 over the training images, where the first stage was trained here (Rombach et al. 2022, appendix G,
+and Karras et al. 2024, section 2.2, for each channel), or by the constants that a published one comes with.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.core.types import PyTree
+from diffjax.data import Source, open_source, to_uint8
+from diffjax.nets import Autoencoder
+from diffjax.nets.autoencoder import Gaussian
+from diffjax.nets.tiling import decode_tiles
+from diffjax.settings import ConfigError
+
+SUFFIX = '_latents'  # of an encoded dataset's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageSettings:
+    """The `first_stage` section of a config that learns in latents."""
+
+    config: Mapping[str, Any] | None = None  # of an autoencoder, which is trained first, in WORKDIR/first_stage
+    workdir: str = ''  # instead: of one that has been trained, or imported by python -m diffjax.weights
+    encode: str = 'once'  # the images become a dataset of latents; 'each_step': every batch is encoded
+    tile: int = 0  # latents are decoded in squares of so many positions; 0: whole
+    overlap: int = 8  # of these squares, in positions
+    batch_size: int = 64  # of images decoded at once
+
+    def __post_init__(self):
+        if bool(self.config) == bool(self.workdir):
+            raise ConfigError(
+                'first_stage has either a config, of an autoencoder that is trained first, or the workdir of one that '
+                f'is there; got {"both" if self.workdir else "neither"}'
+            )
+        if self.encode not in ('once', 'each_step'):
+            raise ConfigError(f"first_stage.encode is 'once' or 'each_step', got {self.encode!r}")
+        if self.tile < 0 or self.batch_size < 1 or (self.tile and not 0 <= self.overlap < self.tile):
+            raise ConfigError(
+                'first_stage.tile is 0 or more, overlap at least 0 and below tile, batch_size at least 1; got '
+                f'{self.tile}, {self.overlap} and {self.batch_size}'
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latents:
+    """What is needed of a first stage. Until it is `ready` its parameters are shapes, or no latents are there."""
+
+    network: Autoencoder
+    params: PyTree
+    shift: np.ndarray  # [C]
+    scale: np.ndarray  # [C]
+    folder: Path | None  # of encoded datasets; None: every batch is encoded
+    ready: bool
+    settings: FirstStageSettings
+
+    def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """[H, W, C] of an image -> of its latents. Raises ConfigError where they do not fit."""
+        height, width, channels = image_shape
+        factor = self.network.factor
+        if channels != self.network.out_channels or height % factor or width % factor:
+            raise ConfigError(
+                f'first_stage: this autoencoder takes images of {self.network.out_channels} channels whose sides are '
+                f'multiples of {factor}, and the images of the dataset are {list(image_shape)}'
+            )
+        channels = self.network.latent_channels if self.network.bottleneck == 'kl' else self.network.code_channels
+        return height // factor, width // factor, channels
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """[h, w, C] of latents -> of the image they stand for."""
+        factor = self.network.factor
+        return shape[0] * factor, shape[1] * factor, self.network.out_channels
+
+    def source(self, images: Source) -> Source:
+        """The latents of a split of images; a blank one in its place where it has not been encoded yet."""
+        if self.folder is None:
+            return images
+        if self.ready:
+            return open_source(images.name + SUFFIX, images.split, data_dir=self.folder)
+        blank = np.zeros(self.shape(images.image_shape), np.float16)
+        record = {'mean': blank, 'std': blank, 'label': 0}
+        return Source(
+            name=images.name + SUFFIX,
+            split=images.split,
+            kind='latent',
+            image_shape=blank.shape,
+            num_classes=images.num_classes,
+            num_bytes=2 * blank.nbytes,
+            records=(record,),
+        )
+
+    def encode(self, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """A batch of pictures in [-1, 1] -> the same of standardised latents, drawn. frozen: `params`."""
+        mean, std, _ = encode(self.network, frozen, batch['x0'])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(mean)))
+        z = mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys)
+        return {**batch, 'x0': (z - self.shift) * self.scale}
+
+    def decode(self, x0: np.ndarray) -> np.ndarray:
+        """Standardised latents [N, h, w, C] -> uint8 images, `settings.batch_size` at once."""
+        size = min(self.settings.batch_size, len(x0))
+        parts = []
+        for start in range(0, len(x0), size):
+            part = x0[start : start + size]
+            padded = np.resize(part, (size, *part.shape[1:]))
+            parts.append(np.asarray(self._decode(self.params, padded))[: len(part)])
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _decode(self):
+        tile, overlap, network = self.settings.tile, self.settings.overlap, self.network
+
+        @jax.jit
+        def run(params, x0):
+            def decode(z):
+                return network.apply({'params': params}, z, method='decode')
+
+            z = x0 / self.scale + self.shift
+            if tile and max(z.shape[1:3]) > tile:
+                return to_uint8(decode_tiles(decode, z, tile=tile, overlap=overlap, factor=network.factor))
+            return to_uint8(decode(z))
+
+        return run
+
+
+def encode(network: Autoencoder, params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(mean, standard deviation, tokens) of the latents of pictures in [-1, 1].
+
+    Codes are their own mean, and do not vary; tokens: None where there are no codes.
+    """
+    code = network.apply({'params': params}, x, method='encode')
+    if isinstance(code, Gaussian):
+        return code.mean, code.std, None
+    return code.codes, jnp.zeros_like(code.codes), code.tokens
+
+
+def moments(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, standard deviation) of each channel of latents drawn from N(mean, std^2): [C], [C]."""
+    mean, std = (np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in (mean, std))
+    centre = mean.mean(0)
+    return centre, np.sqrt((mean**2 + std**2).mean(0) - centre**2)

@@ -1,0 +1,44 @@
+"""From a workdir's checkpoints back to parameters, for every kind of experiment.
+
+An experiment has here what a `Trainer` needs to know the shapes of its state: `trainer()`, `batch_spec`, `training` and
+`params_name`, the average of the parameters that it is used with.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffjax.core.types import PyTree
+from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.posthoc_ema import is_reconstructed, read_reconstructed
+from diffjax.training.state import TrainState
+
+
+def restore(experiment: Any, workdir: str | os.PathLike) -> tuple[TrainState, int]:
+    """The train state of the newest whole checkpoint, and its step. Raises FileNotFoundError when there is none."""
+    folder = Path(workdir) / 'checkpoints'
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
+    _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
+    checkpoints = Checkpoints(folder)
+    restored = checkpoints.restore_newest(abstract(shapes, shardings))
+    checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
+    return restored.state, restored.step
+
+
+def restore_params(experiment: Any, workdir: str | os.PathLike) -> tuple[PyTree, int]:
+    """The parameters that the experiment is used with, of a checkpoint or a reconstructed average, and their step."""
+    name = experiment.params_name
+    if is_reconstructed(name):
+        _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
+        return read_reconstructed(Path(workdir), name, abstract(shapes.params, shardings.params))
+    state, step = restore(experiment, workdir)
+    return sampling_params(experiment, state), step
+
+
+def sampling_params(experiment: Any, state: TrainState) -> PyTree:
+    """The profile of averaged parameters that the experiment is used with."""
+    name = experiment.params_name or next(iter(state.ema), 'raw')
+    return state.params if name == 'raw' else state.ema[name]
