@@ -15,13 +15,17 @@ from diffjax.nets.dit import DiT
 from diffjax.nets.edm2 import EDM2
 from diffjax.nets.flux import Flux
 from diffjax.nets.inception import Inception as Inception
+from diffjax.nets.inflation import inflate as inflate
+from diffjax.nets.inflation import stylised as stylised
 from diffjax.nets.mlp import MLP
 from diffjax.nets.mmdit import MMDiT
 from diffjax.nets.model import as_model as as_model
 from diffjax.nets.model import count_parameters as count_parameters
 from diffjax.nets.pixart import PixArt
+from diffjax.nets.space_time_unet import SpaceTimeUNet
 from diffjax.nets.unet import UNet
 from diffjax.nets.uvit import UViT
 from diffjax.nets.vgg import LPIPS as LPIPS
+from diffjax.nets.video_dit import VideoDiT
 
-__all__ = ['DiT', 'EDM2', 'Flux', 'MMDiT', 'PixArt', 'UNet', 'UViT', 'MLP']
+__all__ = ['DiT', 'EDM2', 'Flux', 'MMDiT', 'PixArt', 'UNet', 'UViT', 'SpaceTimeUNet', 'VideoDiT', 'MLP']

@@ -9,6 +9,7 @@ A condition is a dict of arrays, each with a leading batch axis; a network docum
     size          [B, 6]      SDXL's: original height and width, top and left of the crop, height and width wanted
     resolution    [B, 2]      PixArt's height and width, and `aspect_ratio` [B, 1]
     guidance      [B]         the guidance scale that a distilled network embeds
+    frame_rate    [B]         frames per second of a clip
 
 A network with `num_classes > 0` takes int32 labels [B] as well, in the place of such a dict: `LabelTokens` learns what
 they would say. So every text-conditional network also trains on a dataset of classes.
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diffjax.core.types import Array, PyTree
+from diffjax.nets.layers import sinusoidal_embedding
 
 
 class LabelTokens(nn.Module):
@@ -41,6 +43,43 @@ class LabelTokens(nn.Module):
         if self.pooled_size:
             condition['pooled'] = nn.Embed(rows, self.pooled_size, embedding_init=init, name='pooled')(labels)
         return condition
+
+
+class FrameRateEmbedding(nn.Module):
+    """Frames per second [B] -> [B, hidden_size], as times are embedded; it starts at zero, in float32."""
+
+    hidden_size: int
+    frequencies: int
+
+    @nn.compact
+    def __call__(self, frame_rate: Array) -> jax.Array:
+        h = sinusoidal_embedding(frame_rate, self.frequencies)
+        h = nn.silu(nn.Dense(self.hidden_size, kernel_init=nn.initializers.xavier_uniform(), name='in')(h))
+        return nn.Dense(self.hidden_size, kernel_init=nn.initializers.zeros, name='out')(h)
+
+
+def split_frame_rate(network: str, cond: PyTree, t: Array, frequencies: int) -> tuple[PyTree, Array | None]:
+    """(cond as a network of images takes it, frames per second [B] or None) of a clip's condition.
+
+    Beside what a network of images takes, a clip may have a dict: with 'frame_rate' [B], and with 'label' int32 [B] in
+    the place of labels. ValueError where a rate is misshapen, or was given to a network without `frequencies` for it.
+    """
+    if not isinstance(cond, dict):
+        return cond, None
+    rest = {name: value for name, value in cond.items() if name != 'frame_rate'}
+    frame_rate = cond.get('frame_rate')
+    if frame_rate is not None and not frequencies:
+        raise ValueError(f'{network} was given a frame_rate, which it does not know; set frame_rate_frequencies=64')
+    if frame_rate is not None and jnp.shape(frame_rate) != jnp.shape(t):
+        raise ValueError(f'{network} takes a frame_rate of shape {jnp.shape(t)}, got {jnp.shape(frame_rate)}')
+    return (rest['label'] if rest.keys() == {'label'} else rest or None), frame_rate
+
+
+def check_frequencies(frequencies: int) -> None:
+    """Raises ValueError where a frame rate cannot have so many features."""
+    if frequencies < 0 or frequencies % 2:
+        right = 'must be even (it holds pairs of cosine and sine), or 0 for a network that knows no frame rate'
+        raise ValueError(f'frame_rate_frequencies={frequencies} {right}')
 
 
 def check_condition(network: str, cond: PyTree, required: dict[str, str], optional: dict[str, str] = {}) -> None:  # noqa: B006

@@ -27,6 +27,20 @@ def turns(positions: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.n
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
+def grid_positions(*lengths: int) -> np.ndarray:
+    """Every place of a grid, the last axis fastest: [prod(lengths), len(lengths)]."""
+    return np.stack(np.meshgrid(*map(np.arange, lengths), indexing='ij'), axis=-1).reshape(-1, len(lengths))
+
+
+def space_time_sizes(head_dim: int) -> tuple[int, int, int]:
+    """Shares of a head's features, a multiple of 4 and at least 8, for time, rows and columns, each even.
+
+    Rows and columns have as many each, 3/8 of all or a little less, and time the rest.
+    """
+    of_space = 2 * (3 * head_dim // 16)
+    return head_dim - 2 * of_space, of_space, of_space
+
+
 def turned(x: jax.Array, by: Turns | None) -> jax.Array:
     """Features 2 j and 2 j + 1 of each head as a point of the plane, turned by angle j. x: [B, L, heads, head_dim]."""
     if by is None:

@@ -141,7 +141,18 @@ class UNet(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: PyTree = None, *, deterministic: bool = True) -> jax.Array:
         self._check_size(x)
-        told = Condition(
+        told = self._told(x, t, cond)
+        style = self._style(0.0 if deterministic else self.dropout)
+
+        h = conv(self._widths[0], self.compute_dtype, 'conv_in')(jnp.asarray(x))
+        h, skips = self._down(h, told, style)
+        h = self._middle(h, told, style)
+        h = self._up(h, told, style, skips)
+        h = nn.silu(GroupNorm(self.num_groups, self.norm_epsilon, name='norm_out')(h))
+        return conv(self.out_channels, jnp.float32, 'conv_out', init=ZEROS)(h)
+
+    def _told(self, x: Array, t: Array, cond: PyTree) -> Told:
+        return Condition(
             self.base_channels,
             self.sinusoids,
             self.num_classes,
@@ -152,14 +163,6 @@ class UNet(nn.Module, kw_only=True):
             self.size_frequencies,
             name='condition',
         )(x, t, cond)
-        style = self._style(0.0 if deterministic else self.dropout)
-
-        h = conv(self._widths[0], self.compute_dtype, 'conv_in')(jnp.asarray(x))
-        h, skips = self._down(h, told, style)
-        h = self._middle(h, told, style)
-        h = self._up(h, told, style, skips)
-        h = nn.silu(GroupNorm(self.num_groups, self.norm_epsilon, name='norm_out')(h))
-        return conv(self.out_channels, jnp.float32, 'conv_out', init=ZEROS)(h)
 
     def _down(self, h: jax.Array, told: Told, style: Style) -> tuple[jax.Array, list[jax.Array]]:
         skips = [h]
