@@ -15,6 +15,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['diffjax', 'diffjax.*']),
+    package_data={'diffjax.weights': ['*.safetensors']},
     install_requires=[
         'absl-py>=2.5.1',
         'array_record>=0.8.6',

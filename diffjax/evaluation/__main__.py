@@ -19,7 +19,7 @@ from diffjax.evaluation.references import (
     write_reference,
 )
 from diffjax.evaluation.report import figure_lines
-from diffjax.evaluation.spaces import Space, inception, pixels
+from diffjax.evaluation.spaces import Space, inception, pixels, shapes
 from diffjax.nets import resizing
 
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     statistics.add_argument('out', metavar='OUT.npz')
     for command in (fid, statistics):
         command.add_argument('--weights', default='', help='Inception weights, a safetensors file')
-        command.add_argument('--features', choices=('inception', 'pixels'), default='inception')
+        command.add_argument('--features', choices=('inception', 'pixels', 'shapes'), default='inception')
         command.add_argument(
             '--resize', choices=resizing.__all__, default='tensorflow', help="default tensorflow, as ADM's evaluator"
         )
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 def _space(args: argparse.Namespace) -> Space:
     if args.features == 'pixels':
         return pixels(batch_size=args.batch_size)
+    if args.features == 'shapes':
+        return shapes(batch_size=args.batch_size)
     return inception(weights=args.weights, resize=args.resize, batch_size=args.batch_size)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 GAP = 2  # pixels between tiles
 MARGIN = 8  # pixels around the grid
 TILE = 48  # pixels to which small images are enlarged, about
+CAPTIONED = 128  # the same, of images with a caption
 MAX_ROWS = 20
 BACKGROUND, INK = (255, 255, 255), (60, 60, 60)
 
@@ -63,6 +64,44 @@ def sample_grid(
         for column, index in enumerate(indices):
             tile = np.broadcast_to(images[index], (height, width, 3)).repeat(scale, 0).repeat(scale, 1)
             grid.paste(Image.fromarray(np.ascontiguousarray(tile)), (left + column * (tile_width + GAP), top))
+    if path is not None:
+        grid.save(path, format='PNG')
+    return grid
+
+
+def captioned_grid(
+    images: np.ndarray, captions: Sequence[str], *, columns: int = 5, path: str | os.PathLike | None = None
+) -> 'Image.Image':
+    """Images side by side, each above its own text, whose lines are broken by '\\n' alone.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, C = 1 or 3; enlarged to `CAPTIONED` pixels, about.
+      captions: N of them.
+
+    Returns an RGB PIL image. Image i starts at x = MARGIN + (i % columns) * (width + GAP), where `width` is that of the
+    enlarged image or of the longest line. Raises ValueError for other images, and for captions of another number.
+    """
+    from PIL import Image, ImageDraw
+
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(captions):
+        raise ValueError(
+            f'Captioned images are uint8 [N, H, W, 1 or 3], each with a caption, not {images.dtype} '
+            f'{list(images.shape)} with {len(captions)}.'
+        )
+    font = _font(13)
+    scale = max(1, round(CAPTIONED / max(images.shape[1:3])))
+    height, text_height = images.shape[1] * scale, 16 * max((text.count('\n') + 1 for text in captions), default=0)
+    lines = [line for text in captions for line in text.split('\n')]
+    width = max([images.shape[2] * scale, *(int(np.ceil(font.getlength(line))) for line in lines)])
+    columns = min(columns, max(len(images), 1))
+    num_rows, step = -(-len(images) // columns), (width + GAP, height + text_height + MARGIN)
+    grid = Image.new('RGB', (2 * MARGIN + columns * step[0] - GAP, MARGIN + num_rows * step[1]), BACKGROUND)
+    draw = ImageDraw.Draw(grid)
+    for i, (image, text) in enumerate(zip(images, captions)):
+        left, top = MARGIN + i % columns * step[0], MARGIN + i // columns * step[1]
+        tile = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
+        grid.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top))
+        draw.multiline_text((left, top + height + 2), text, fill=INK, font=font, spacing=2)
     if path is not None:
         grid.save(path, format='PNG')
     return grid

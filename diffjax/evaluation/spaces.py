@@ -18,8 +18,9 @@ from diffjax.core.types import PyTree
 from diffjax.evaluation import features
 from diffjax.nets.inception import Inception
 from diffjax.weights.inception import open_weights
+from diffjax.weights.recognizer import open_recognizer
 
-__all__ = ['pixels', 'inception']
+__all__ = ['pixels', 'inception', 'shapes']
 
 
 class Features(NamedTuple):
@@ -73,6 +74,21 @@ def inception(*, weights: str | os.PathLike = '', resize: str = 'tensorflow', ba
 
     name = f'Inception-v3 (2015), images resized as by {resize}'
     return network_space(name, apply, open_weights(weights), lambda shape: (2048, 2023), batch_size)
+
+
+def shapes(*, batch_size: int = 64) -> Space:
+    """The recogniser of the embedded shapes that comes with the package: what its last feature map holds on average.
+
+    Made for pictures of 64 x 64; it takes any size. Grey ones are taken as RGB with three equal channels.
+    """
+    opened = open_recognizer()
+
+    def apply(params, images):
+        x = jnp.broadcast_to(images, (*images.shape[:3], opened.in_channels)) / 127.5 - 1
+        return Features(opened.network.apply({'params': params}, x, method='embed'))
+
+    size = opened.network.channels[-1]
+    return network_space('the recogniser of shapes', apply, opened.load, lambda shape: (size, 0), batch_size)
 
 
 def network_space(

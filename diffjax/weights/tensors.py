@@ -52,7 +52,7 @@ class Spec(NamedTuple):
 
 
 class TensorFile(Mapping):
-    """The tensors of a safetensors file by name; each is read when it is asked for.
+    """The tensors of a safetensors file by name; each is read when it is asked for. `metadata` is text by name.
 
     Raises WeightsError for a file that is not one, or that is shorter or longer than it says.
     """
@@ -101,7 +101,9 @@ class TensorFile(Mapping):
             raise self._wrong('its header is no JSON: it is damaged, or no safetensors file') from error
         if not isinstance(entries, dict):
             raise self._wrong('its header is no table of tensors')
-        entries.pop('__metadata__', None)
+        self.metadata = entries.pop('__metadata__', None) or {}
+        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
+            raise self._wrong('its metadata is no table of texts')
         places = sorted((self._place(name, entry) for name, entry in entries.items()), key=lambda p: (p[2], p[3]))
         end = 0
         for name, _, begin, until in places:
@@ -135,11 +137,12 @@ class TensorFile(Mapping):
 class TensorWriter:
     """A safetensors file whose tensors are written in any order. A context; leaving it checks that all have come.
 
-    They lie by falling size of their numbers, so that each begins where its dtype wants it.
+    They lie by falling size of their numbers, so that each begins where its dtype wants it. metadata: text by name.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec]):
-        header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}  # without which transformers does not load a file
+    def __init__(self, path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str] = {}):  # noqa: B006
+        # without a format transformers does not load a file
+        header: dict[str, Any] = {'__metadata__': {'format': 'pt', **metadata}}
         self._specs, self._places, begin = specs, {}, 0
         for name in sorted(specs, key=lambda name: -specs[name].dtype.itemsize):
             spec = specs[name]

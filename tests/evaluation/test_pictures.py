@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from diffjax.evaluation import line_plot, sample_grid
-from diffjax.evaluation.pictures import BACKGROUND, GAP, MARGIN
+from diffjax.evaluation.pictures import BACKGROUND, GAP, MARGIN, captioned_grid
 
 RNG = np.random.default_rng(0)
 
@@ -32,6 +32,38 @@ def test_every_tile_holds_its_image_enlarged(channels, tmp_path):
     np.testing.assert_array_equal(tile(grid, 2, 1, columns=3, height=5, width=4, scale=6), 255)  # nothing there
     gap = np.asarray(grid)[MARGIN + 30 : MARGIN + 30 + GAP]
     np.testing.assert_array_equal(gap, np.broadcast_to(BACKGROUND, gap.shape))
+
+
+def test_captions_stand_below_their_images(tmp_path):
+    images = RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    captions = ['a', 'a line that is longer than its image', 'two\nlines']
+    captioned_grid(images, captions, columns=2, path=tmp_path / 'grid.png')
+    grid = np.asarray(Image.open(tmp_path / 'grid.png'))
+    tops = [y for y in range(len(grid)) if (grid[y : y + 128, MARGIN : MARGIN + 128] == enlarged(images[0])).all()]
+    assert tops == [MARGIN]
+    places = [
+        (y, x)
+        for image in images
+        for y in range(len(grid) - 127)
+        for x in range(grid.shape[1] - 127)
+        if (grid[y, x : x + 128] == enlarged(image)[0]).all()
+        and (grid[y : y + 128, x : x + 128] == enlarged(image)).all()
+    ]
+    (y0, x0), (y1, x1), (y2, x2) = places
+    assert y0 == y1 < y2 and x0 == x2 < x1
+    assert x1 - x0 > 128 + GAP  # as wide as the longest line
+    text = grid[y0 + 128 : y2, x1 : x1 + 128]
+    assert (text < 128).any() and (grid[:, x1 - GAP : x1] == 255).all()  # ink, which keeps to its column
+    assert (grid[y2 + 128 :, x2 : x2 + 128] < 128).any()  # the second row's too
+    for wrong in (images.astype(np.float32), images[..., :2]):
+        with pytest.raises(ValueError, match='Captioned images are uint8'):
+            captioned_grid(wrong, captions)
+    with pytest.raises(ValueError, match='with 2'):
+        captioned_grid(images, captions[:2])
+
+
+def enlarged(image):
+    return np.kron(image, np.ones((2, 2, 1), np.uint8))
 
 
 def test_labels_are_written_left_of_their_rows_and_differ():

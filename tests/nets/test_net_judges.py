@@ -70,6 +70,35 @@ def test_the_distance_is_its_equation():
     np.testing.assert_array_equal(perceptual_distance(a, a), 0)
 
 
+def test_a_stride_and_coordinates_change_what_is_seen():
+    """Half the size from the first map on; two more channels, whose values a first convolution gives back."""
+    x = RNG.standard_normal((2, 8, 12, 3)).astype(np.float32)
+    net = Recognizer(num_outputs=2, channels=(4, 4), num_groups=2, first_stride=2, coordinates=True)
+    params = net.init(jax.random.key(0), x)['params']
+    assert [m.shape for m in net.apply({'params': params}, x, method='features')] == [(2, 4, 6, 4), (2, 2, 3, 4)]
+    assert params['stages_0']['conv_in']['kernel'].shape == (3, 3, 3 + 2, 4)
+
+    picture = jnp.ones((1, 8, 12, 1))
+    one = Recognizer(num_outputs=1, channels=(4,), num_groups=4, coordinates=True)
+    params = jax.tree.map(jnp.zeros_like, one.init(jax.random.key(0), picture)['params'])
+    stage = params['stages_0'] | {'norm_in': {'scale': jnp.ones(4), 'bias': jnp.zeros(4)}}
+    for channel, line in ((1, np.linspace(-1, 1, 8)[:, None]), (2, np.linspace(-1, 1, 12)[None])):
+        kernel = jnp.zeros((3, 3, 3, 4)).at[1, 1, channel].set(1)  # one coordinate, as it is
+        found = one.apply(
+            {'params': params | {'stages_0': stage | {'conv_in': {'kernel': kernel, 'bias': jnp.zeros(4)}}}},
+            picture,
+            method='features',
+        )[0]
+        normed = np.broadcast_to(line / np.sqrt((line**2).mean() + 1e-6), (8, 12))
+        np.testing.assert_allclose(found[0, ..., 0], normed / (1 + np.exp(-normed)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [{'first_stride': 4}, {'channels': ()}, {'channels': (12,)}])
+def test_recognisers_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValueError, match='first_stride is 1 or 2, and channels .* multiples of num_groups; got'):
+        Recognizer(num_outputs=2, **fields)
+
+
 def test_it_learns_to_tell_digits_apart(fast_compilation):
     digits = load_digits()
     x, y = (digits.images[..., None] / 8 - 1).astype(np.float32), digits.target

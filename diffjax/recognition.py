@@ -1,0 +1,237 @@
+"""A recogniser as an experiment: a config with the section `task` in, a trained network and its report out.
+
+The section `task` names `recognition` (`tasks/recognition.py`) and beside it `questions`, what each picture is asked:
+'scenes' (of the embedded shapes) or 'classes' (the labels of any dataset). The run leaves `recognizer.safetensors`, the
+file that `task.perceptual` of an autoencoder takes.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffjax import nets, tasks
+from diffjax.build import open_split, with_averages
+from diffjax.components import check_keys, component, parse_component, section
+from diffjax.core.types import PyTree
+from diffjax.data import Source, prepare
+from diffjax.data.shapes.scenes import CLASSES, COLORS, HELD_OUT, MAX_OBJECTS, SHAPES, SIZES
+from diffjax.evaluation.pictures import captioned_grid, line_plot
+from diffjax.evaluation.report import write_report
+from diffjax.results import loss_curve
+from diffjax.settings import ConfigError, DatasetSettings
+from diffjax.tasks import Recognition, questions
+from diffjax.tasks.questions import Answers, Classes, Scenes
+from diffjax.training import optimizers
+from diffjax.training.loop import Settings, Trainer
+from diffjax.training.sharding import make_mesh, replicated
+from diffjax.weights.recognizer import write_recognizer
+
+KEYS = ('seed', 'task')
+SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'evaluation')
+SHOWN = 20  # pictures, each with what it was recognised as
+FILE = 'recognizer.safetensors'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognitionSettings:
+    """The `evaluation` section: how many held-out images are recognised, with which parameters."""
+
+    num_samples: int = 1000
+    batch_size: int = 100
+    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
+
+    def __post_init__(self):
+        if min(self.num_samples, self.batch_size) < 1:
+            raise ConfigError(
+                f'evaluation.num_samples and batch_size are at least 1, got {self.num_samples} and {self.batch_size}'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognitionRun:
+    """A config of a recogniser as objects, with what a `Trainer` needs."""
+
+    seed: int
+    dataset: DatasetSettings
+    source: Source
+    test: Source | None
+    task: Recognition
+    evaluation: RecognitionSettings
+    training: Settings
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+
+    @property
+    def params_name(self) -> str:
+        return self.evaluation.params
+
+    @property
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of one example as the source delivers it, without its values."""
+        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in self.source[0].items()}
+
+    def trainer(self) -> Trainer:
+        return Trainer(
+            task=self.task,
+            optimizer=self.optimizer,
+            settings=self.training,
+            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
+            mesh=self.mesh,
+            seed=self.seed,
+        )
+
+
+def build_recognition(config: Mapping[str, Any]) -> RecognitionRun:
+    """Everything that a config describes, checked. Raises ConfigError or another ValueError in one line."""
+    check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
+    dataset = section(DatasetSettings, config, 'dataset')
+    training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
+    evaluation = section(RecognitionSettings, config, 'evaluation')
+    if evaluation.params not in ('', 'raw', *training.ema):
+        raise ConfigError(f"evaluation.params is 'raw' or one of {', '.join(training.ema)}; got {evaluation.params!r}")
+    if training.init_from:
+        raise ConfigError('training.init_from is for networks that denoise; a recogniser starts from nothing')
+    name, options = parse_component(config['task'], 'task')
+    if 'questions' not in options:
+        raise ConfigError(f'task {name!r} needs questions, one of {", ".join(map(str.lower, questions.__all__))}')
+    asked = options.pop('questions')
+    probe = open_split(dataset, dataset.split, for_sampling=False)
+    if probe.kind != 'image':
+        raise ConfigError(f'dataset.name: a recogniser learns from images, and {dataset.name} has latents')
+    known = {'num_shapes': len(SHAPES), 'num_colors': len(COLORS), 'num_sizes': len(SIZES), 'max_objects': MAX_OBJECTS}
+    answers = component(questions, asked, 'task.questions', **known, num_classes=probe.num_classes)()
+    if not answers.num_choices:
+        raise ConfigError(f'task.questions = {asked!r} asks for labels, and {dataset.name} has none')
+    source, test = (
+        open_split(dataset, split, for_sampling=False, annotations=answers.annotations) if split else None
+        for split in (dataset.split, dataset.test_split)
+    )
+    num_outputs = answers.num_questions + answers.num_choices
+    network = component(nets.recognizer, config['network'], 'network', num_outputs=num_outputs)()
+    task = component(tasks.recognition, {'name': name, **options}, 'task', network=network, questions=answers)()
+    run = RecognitionRun(
+        seed=config['seed'],
+        dataset=dataset,
+        source=source,
+        test=test,
+        task=task,
+        evaluation=evaluation,
+        training=training,
+        mesh=section(make_mesh, config, 'mesh'),
+        optimizer=component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)(),
+    )
+    run.trainer().init(run.batch_spec)  # checks shapes
+    return run
+
+
+# What a trained one is worth ------------------------------------------------------------------------------------------
+
+
+def f1(said: np.ndarray, true: np.ndarray) -> float:
+    """2 TP / (2 TP + FP + FN) of zeros and ones, pooled over all; 0 where nothing is there and nothing said."""
+    hits = float((said * true).sum())
+    return 2 * hits / max(float(said.sum() + true.sum()), 1.0)
+
+
+def answer_figures(asked: Scenes | Classes, said: Answers, true: Answers) -> dict[str, float]:
+    """How often the answers to [N] pictures are right."""
+    right = float((said.choice == true.choice).mean())
+    if isinstance(asked, Classes):
+        return {'accuracy': right}
+    size = len(true.choice), -1, asked.num_combinations
+    said_yes, true_yes = (np.asarray(answers.yes).reshape(size) for answers in (said, true))
+    unseen = [CLASSES.index(f'{color} {shape}') for shape, color in HELD_OUT]
+    presence = said_yes[:, 0], true_yes[:, 0]
+    return {
+        'presence_accuracy': float((presence[0] == presence[1]).mean()),
+        'presence_f1': f1(*presence),
+        'presence_f1_of_rare_combinations': f1(*(a[:, unseen] for a in presence)),
+        'scenes_all_right': float((presence[0] == presence[1]).all(-1).mean()),
+        'position_f1': f1(said_yes[:, 1:5], true_yes[:, 1:5]),
+        'size_f1': f1(said_yes[:, 5:], true_yes[:, 5:]),
+        'count_accuracy': right,
+    }
+
+
+def recognised(run: RecognitionRun, params: PyTree, source: Source, *, progress: bool) -> Iterator[tuple[Answers, ...]]:
+    """(said, true) of each batch of the source's first `evaluation.num_samples` images."""
+    task, size, count = run.task, run.evaluation.batch_size, min(run.evaluation.num_samples, len(source))
+
+    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
+    def both(params, batch):
+        batch = prepare(batch, jax.random.key(0), flip=False)
+        return task.answer(params, batch['x0']), task.questions(batch)
+
+    for start in tqdm(range(0, count, size), unit='batch', disable=not progress, dynamic_ncols=True):
+        part = source.read(range(start, min(start + size, count)))
+        padded = {name: np.resize(a, (size, *a.shape[1:])) for name, a in part.items()}
+        yield jax.tree.map(lambda a: np.asarray(a)[: len(part['image'])], both(params, padded))  # noqa: B023
+
+
+def measure(
+    run: RecognitionRun, params: PyTree, workdir: Path, step: int, *, seed: int = 0, progress: bool = False
+) -> dict[str, Any]:
+    """Recognises held-out images; writes recognizer.safetensors, recognised.png, figures.json and report.md."""
+    del seed  # nothing is drawn
+    workdir, source = Path(workdir), run.test or run.source
+    parts = list(recognised(run, params, source, progress=progress))
+    said, true = jax.tree.map(lambda *each: np.concatenate(each), *parts)
+    params = jax.device_get(jax.device_put(params, replicated(run.mesh)))
+    if jax.process_index():
+        return {}
+    write_recognizer(workdir / FILE, run.task.network, params)
+    figures = {'num_samples': len(true.choice), **answer_figures(run.task.questions, said, true)}
+    figures |= {'parameters': nets.count_parameters(params), 'step': step}
+    images = source.read(range(min(SHOWN, len(true.choice))))['image']
+    captions = [_caption(run.task.questions, said, true, i) for i in range(len(images))]
+    captioned_grid(images, captions, columns=5, path=workdir / 'recognised.png')
+    _write(run, workdir, figures)
+    return figures
+
+
+def _caption(asked: Scenes | Classes, said: Answers, true: Answers, i: int) -> str:
+    """What picture i was recognised as, one combination a line; '-' marks what is missing, '+' what is too much."""
+    if isinstance(asked, Classes):
+        return f'{said.choice[i]}' if said.choice[i] == true.choice[i] else f'{said.choice[i]} (- {true.choice[i]})'
+    n = asked.num_combinations
+    noun = 'object' if said.choice[i] == 1 else 'objects'
+    lines = [f'{said.choice[i]} {noun}' + ('' if said.choice[i] == true.choice[i] else f' (- {true.choice[i]})')]
+    for k in np.flatnonzero(said.yes[i, :n] + true.yes[i, :n]):
+        mark = {(1, 1): '', (1, 0): '+ ', (0, 1): '- '}[int(said.yes[i, k]), int(true.yes[i, k])]
+        lines.append(mark + CLASSES[k])
+    return '\n'.join(lines)
+
+
+def _write(run: RecognitionRun, workdir: Path, figures: dict[str, Any]) -> None:
+    held_out = 'Held-out' if run.test is not None else 'Training'
+    pictures = {f'{held_out} images and what was recognised': workdir / 'recognised.png'}
+    if curve := loss_curve(workdir):
+        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
+        pictures['Training loss'] = workdir / 'loss.png'
+    source, network = run.source, run.task.network
+    write_report(
+        workdir / 'report.md',
+        figures,
+        title=f'{source.name}: a recogniser',
+        summary=(
+            f'Trained for {figures["step"]:,} steps of batch {run.training.batch_size} on {source.num_examples:,} '
+            f'images ({run.dataset.split}); figures of {figures["num_samples"]:,} images '
+            f'({run.dataset.test_split or run.dataset.split}). F1 is pooled over pictures and questions. Beneath the '
+            'pictures + is what was seen and is not there, and - what is there and was not seen.'
+        ),
+        pictures=pictures,
+        config={'channels': tuple(network.channels), 'outputs': network.num_outputs, 'seed': run.seed},
+    )
+    part = workdir / 'figures.part'
+    part.write_text(json.dumps(figures, indent=2) + '\n')
+    os.replace(part, workdir / 'figures.json')

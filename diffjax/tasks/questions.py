@@ -1,0 +1,88 @@
+"""What a picture is asked in recognition: questions of yes or no, and one of one-of-many, with answers from its labels.
+
+Each is a value that says which annotations of a dataset it needs, and a pure function from a batch that holds them (see
+`data.open_source`) to `Answers`. What stands in `__all__` is what a config's `task.questions` can name.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.core.types import Array, PyTree
+
+__all__ = ['Scenes', 'Classes']
+
+
+class Answers(NamedTuple):
+    """What is so: 1 or 0 for each question of yes or no, and the index that answers the other one."""
+
+    yes: Array  # [B, Q] float32
+    choice: Array  # [B] int32, below K
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """Scenes of solids: which shape in which colour, where, how large; and how many objects.
+
+    Of each combination of shape and colour it is asked whether there is one: anywhere, in the left, right, upper and
+    lower half (by its centre), and of each size. Q = combinations x (5 + sizes), the combinations of the first aspect
+    first; K = max_objects + 1.
+    """
+
+    num_shapes: int
+    num_colors: int
+    num_sizes: int
+    max_objects: int
+
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        return 'shape', 'color', 'size', 'centre'
+
+    @property
+    def num_combinations(self) -> int:
+        """Combination shape * num_colors + color is the class of that name."""
+        return self.num_shapes * self.num_colors
+
+    @property
+    def num_questions(self) -> int:
+        return self.num_combinations * (5 + self.num_sizes)
+
+    @property
+    def num_choices(self) -> int:
+        return self.max_objects + 1
+
+    def __call__(self, batch: PyTree) -> Answers:
+        """From `shape`, `color`, `size` int [B, N], -1 for no object, and `centre` [B, N, 2] as (y, x) in [0, 1]."""
+        shape, color = batch['shape'].astype(jnp.int32), batch['color'].astype(jnp.int32)
+        there = shape >= 0
+        y, x = batch['centre'][..., 0], batch['centre'][..., 1]
+        halves = [x < 0.5, x >= 0.5, y < 0.5, y >= 0.5]
+        aspects = jnp.stack([there, *halves, *(batch['size'] == k for k in range(self.num_sizes))], -1)
+        combination = jax.nn.one_hot(jnp.where(there, shape * self.num_colors + color, -1), self.num_combinations)
+        found = jnp.einsum('bna,bnc->bac', aspects.astype(jnp.float32), combination) > 0  # by any of the objects
+        return Answers(found.reshape(len(found), -1).astype(jnp.float32), there.sum(-1, dtype=jnp.int32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The class label alone: which of K; Q = 0."""
+
+    num_classes: int
+
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def num_questions(self) -> int:
+        return 0
+
+    @property
+    def num_choices(self) -> int:
+        return self.num_classes
+
+    def __call__(self, batch: PyTree) -> Answers:
+        """From `label` [B]."""
+        return Answers(jnp.zeros((len(batch['label']), 0)), batch['label'].astype(jnp.int32))
