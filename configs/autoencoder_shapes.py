@@ -33,8 +33,8 @@ def get_config(arg: str = '') -> ConfigDict:
             'seed': 0,
             'task': {
                 'name': 'autoencoding',
-                'reconstruction': 'l1',
-                'kl_weight': 1e-6,
+                'reconstruction': 'l2',
+                'kl_weight': 1e-4,
                 'codebook_decay': 0.99,
                 'commitment_weight': 0.25,
                 'perceptual': 'none',
@@ -47,23 +47,24 @@ def get_config(arg: str = '') -> ConfigDict:
             'dataset': {'name': 'shapes', 'split': 'train', 'test_split': 'test', 'data_dir': '', 'flip': False},
             'network': {
                 'name': 'Autoencoder',
-                'base_channels': 16,
-                'channel_multipliers': (1, 2, 4, 4),
+                'patch_size': 8,
+                'base_channels': 128,
+                'channel_multipliers': (1,),
                 'num_res_blocks': 1,
                 'num_groups': 8,
                 **bottleneck,
             },
             'optimizer': {
-                'name': 'adamw',
-                'learning_rate': 2e-3,
+                'name': 'muon',
+                'learning_rate': 1e-2,
+                'adam_learning_rate': 2e-3,
                 'decay': 'cosine',
                 'warmup_steps': 100,
-                'weight_decay': 0.0,
                 'clip_norm': 1.0,
             },
             'training': {
                 'num_steps': 3000,
-                'batch_size': 32,
+                'batch_size': 16,
                 'num_microbatches': 1,
                 'log_every_steps': 50,
                 'checkpoint_every_steps': 1000,
@@ -72,12 +73,13 @@ def get_config(arg: str = '') -> ConfigDict:
                 'init_from': '',
             },
             'mesh': {'data': -1, 'fsdp': 1},
-            'evaluation': {'num_samples': 512, 'batch_size': 64, 'params': ''},
+            'evaluation': {'num_samples': 2000, 'batch_size': 50, 'params': ''},
+            'encoding': {'batch_size': 100, 'examples_per_shard': 2000},
         }
     )
     if smoke:
         config.dataset.name = 'digits'
-        config.network.channel_multipliers, config.network.base_channels = (1, 2), 8
+        config.network.patch_size, config.network.channel_multipliers, config.network.base_channels = 1, (1, 2), 8
         config.task.discriminator, config.task.discriminator_start = 'patch_discriminator:base_channels=8,depth=1', 1
         config.training.num_steps, config.training.batch_size = 4, 16
         config.training.log_every_steps, config.training.checkpoint_every_steps = 2, 2

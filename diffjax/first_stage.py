@@ -9,14 +9,13 @@ The section `task` names `autoencoding` with its weights (`tasks/autoencoding.py
 """
 
 import functools
-import io
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from diffjax.build import open_split, with_averages
 from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.types import PyTree
 from diffjax.data import EncodingSettings, Source, prepare, to_uint8
+from diffjax.evaluation.compression import as_bytes, jpeg_psnr, pca_psnr, psnr
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.report import write_report
 from diffjax.nets.autoencoder import Codes
@@ -46,6 +46,7 @@ KEYS = ('seed', 'task')
 SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'evaluation')
 SHOWN = 10  # pictures, each with its reconstruction and their difference
 ERROR_SCALE = 4  # by which differences are brightened
+PCA_BYTES = 2**30  # of training images, as float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,8 @@ def _task(spec: Any, network: nets.Autoencoder) -> tuple[Autoencoding, PyTree]:
     return component(tasks.autoencoding, chosen, 'task', **given)(), frozen
 
 
-class Perceptual(NamedTuple):
+@dataclass(frozen=True)
+class Perceptual:
     """A distance (frozen, x, y) -> [B] of pictures [B, H, W, C], and its name for a report."""
 
     name: str
@@ -204,40 +206,6 @@ def _optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTrans
 # What a trained one is worth ------------------------------------------------------------------------------------------
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """10 log10(255^2 / mean squared difference) of bytes, in decibels, pooled over all that is given."""
-    error = np.mean((a.astype(np.float64) - b) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-10)))
-
-
-def jpeg_psnr(images: np.ndarray, num_bytes: float) -> float | None:
-    """Of JPEG at the best quality whose files take `num_bytes` each on average; None where the worst takes more."""
-    from PIL import Image
-
-    def compressed(quality):
-        sizes, again = [], []
-        for image in images:
-            buffer = io.BytesIO()
-            Image.fromarray(image.squeeze()).save(buffer, 'JPEG', quality=quality, optimize=True)
-            sizes.append(buffer.tell())
-            again.append(np.asarray(Image.open(buffer)).reshape(image.shape))
-        return np.mean(sizes), np.stack(again)
-
-    low, high = 0, 95  # the best quality that fits lies in [low, high]
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if compressed(middle)[0] <= num_bytes else (low, middle - 1)
-    return psnr(images, compressed(low)[1]) if low else None
-
-
-def as_bytes(z: jax.Array) -> jax.Array:
-    """`[B, ..., C]` rounded to 256 levels between the least and the largest value of each channel."""
-    axes = tuple(range(z.ndim - 1))
-    low, high = z.min(axes), z.max(axes)
-    step = jnp.maximum(high - low, 1e-12) / 255
-    return low + jnp.round((z - low) / step) * step
-
-
 def reconstructions(experiment: FirstStage, params: PyTree, images: np.ndarray, *, progress: bool) -> dict[str, Any]:
     """`images` as uint8 again; `latents`, the posterior's means or the codes; `tokens` where there are some.
 
@@ -280,6 +248,7 @@ def measure(
     figures = {
         'num_samples': len(images),
         'psnr': psnr(images, found['images']),
+        'psnr_pca': pca_psnr(_for_pca(experiment.source), images, round(num_bytes)),
         'psnr_jpeg': jpeg_psnr(images, num_bytes),
         'bytes_per_image': num_bytes,
         'values_per_latent_value': values / latents,
@@ -292,6 +261,13 @@ def measure(
         figures['perplexity'] = float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))
     _write(experiment, workdir, figures | {'step': step}, images, found['images'])
     return figures | {'step': step}
+
+
+def _for_pca(source: Source) -> np.ndarray | None:
+    """Training images, as many as PCA can be fitted to in memory; None where few would say little."""
+    values = math.prod(source.image_shape)
+    number = min(len(source), PCA_BYTES // (4 * values))
+    return source.read(range(number))['image'] if number >= values else None
 
 
 def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndarray, again: np.ndarray) -> None:
@@ -317,7 +293,8 @@ def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndar
             f'Trained for {figures["step"]:,} steps of batch {experiment.training.batch_size} on '
             f'{source.num_examples:,} images with {perceptual} and {judged}. PSNR is pooled over '
             f'{figures["num_samples"]:,} images, in decibels; JPEG is given as many bytes as the latents take at one '
-            'byte a value, or the tokens at their bits.'
+            'byte a value, or the tokens at their bits, and PCA, fitted to the training images, as many numbers of a '
+            'byte each.'
         ),
         pictures=pictures,
         config={

@@ -11,7 +11,8 @@ from PIL import Image
 
 from diffjax.build import build
 from diffjax.data import make_iterator
-from diffjax.first_stage import FirstStage, build_first_stage, jpeg_psnr, measure, psnr, reconstructions
+from diffjax.evaluation.compression import jpeg_psnr, pca_psnr, psnr
+from diffjax.first_stage import FirstStage, build_first_stage, measure, reconstructions
 from diffjax.restoring import restore_params
 from diffjax.training.loop import train
 from diffjax.training.sharding import make_mesh
@@ -163,3 +164,17 @@ def test_jpeg_is_the_best_that_fits():
     assert len(fitting) > 5
     assert jpeg_psnr(images, 900) == pytest.approx(fitting[-1])
     assert jpeg_psnr(images, 10) is None
+
+
+def test_principal_components_are_those_of_the_whole_decomposition():
+    """Against NumPy's SVD of everything, without rounding to bytes, which costs a little."""
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(size=(400, 12)) * np.arange(12, 0, -1) @ rng.normal(size=(12, 64)) * 3 + 128
+    images = np.clip(np.round(scenes + rng.normal(size=scenes.shape)), 0, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
+    train, test = images[:300], images[300:]
+    x, y = (a.reshape(len(a), -1).astype(float) for a in (train, test))
+    for number in (4, 9):
+        components = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:number]
+        whole = psnr(y, np.clip(np.round((y - x.mean(0)) @ components.T @ components + x.mean(0)), 0, 255))
+        assert whole - 0.3 < pca_psnr(train, test, number) < whole + 0.1
+    assert pca_psnr(train, test, 65) is pca_psnr(None, test, 4) is None

@@ -1,0 +1,166 @@
+"""Diffusion in latents, whole: the first stage trained or found, its latents written or made, samples decoded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax.build import build
+from diffjax.data import make_iterator, open_source
+from diffjax.encoding import encode_dataset
+from diffjax.first_stage import build_first_stage
+from diffjax.restoring import restore_params
+from diffjax.results import held_out_loss, measure
+from diffjax.settings import ConfigError
+from diffjax.stages import find, make_ready, open_latents, settings_of
+from diffjax.training.loop import train
+from diffjax.workdir import write_config
+
+pytestmark = pytest.mark.usefixtures('fast_compilation')
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def smoke(get_config):
+    return get_config('ldm_digits', 'smoke').to_dict()
+
+
+def trained(config, experiment, workdir):
+    """Trains, and leaves what a finished run leaves."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_config(workdir, config)
+    batches = make_iterator(experiment.source, batch_size=experiment.training.batch_size, seed=0)
+    result = train(experiment.trainer(), batches, workdir, announce=lambda text: None)
+    (workdir / 'figures.json').write_text(json.dumps({'step': result.step}))
+    return not result.stopped
+
+
+@pytest.fixture(scope='module')
+def first_stage(get_config, tmp_path_factory):
+    """A workdir with a first stage that has been trained for four steps, and the digits' latents."""
+    workdir = tmp_path_factory.mktemp('ldm')
+    config = get_config('ldm_digits', 'smoke').to_dict()
+    make_ready(config, workdir, trained, lambda text: None, progress=False)
+    return workdir
+
+
+def test_before_the_first_stage_is_there_everything_is_checked(smoke, tmp_path):
+    latents = open_latents(smoke, tmp_path)
+    experiment = build(smoke, latents=latents)
+    assert not latents.ready and experiment.sample_shape == (4, 4, 2) and experiment.image_shape == (8, 8, 1)
+    wrong = smoke | {'first_stage': smoke['first_stage'] | {'encode': 'twice'}}
+    with pytest.raises(ConfigError, match="encode is 'once' or 'each_step', got 'twice'"):
+        open_latents(wrong, tmp_path)
+    wrong['first_stage'] = smoke['first_stage'] | {'workdir': str(tmp_path)}
+    with pytest.raises(ConfigError, match='got both'):
+        open_latents(wrong, tmp_path)
+    wrong['first_stage'] = smoke['first_stage'] | {'config': None, 'workdir': str(tmp_path)}
+    with pytest.raises(ConfigError, match='holds neither a run nor imported weights'):
+        open_latents(wrong, tmp_path)
+    wrong['first_stage'] = smoke['first_stage'] | {'tile': 4, 'overlap': 4}
+    with pytest.raises(ConfigError, match='below tile'):
+        open_latents(wrong, tmp_path)
+
+
+def test_latents_are_those_of_the_autoencoder_standardised(smoke, first_stage):
+    """Against the posterior of each image, computed alone."""
+    latents = open_latents(smoke, first_stage)
+    experiment = build(smoke, latents=latents)
+    assert latents.ready and experiment.source.name == 'digits_latents' and experiment.images.name == 'digits'
+    found = find(settings_of(smoke), first_stage)
+    images = experiment.images.read([3, 700, 1000])['image']
+    code = found.network.apply({'params': found.params}, images / np.float32(127.5) - 1, method='encode')
+    there = experiment.source.read([3, 700, 1000])
+    np.testing.assert_allclose(there['mean'], code.mean, atol=2e-3)
+    np.testing.assert_allclose(there['std'], code.std, atol=2e-3)
+    batch = experiment.source.read(range(len(experiment.source)))
+    x0 = experiment.trainer().prepare(batch, jax.random.key(0))['x0']
+    np.testing.assert_allclose(np.mean(x0, (0, 1, 2)), 0, atol=0.02)
+    np.testing.assert_allclose(np.std(x0, (0, 1, 2)), 1, atol=0.02)
+
+
+def test_samples_are_decoded_whole_sliced_or_in_tiles(smoke, first_stage):
+    latents = open_latents(smoke, first_stage)
+    x0 = np.asarray(jax.random.normal(jax.random.key(0), (5, 4, 4, 2)))
+    z = x0 / latents.scale + latents.shift
+    expected = np.asarray(latents.network.apply({'params': latents.params}, z, method='decode'))
+    expected = np.clip(np.round((expected + 1) * 127.5), 0, 255).astype(np.uint8)
+    np.testing.assert_allclose(latents.decode(x0).astype(int), expected, atol=1)
+    sliced = open_latents(smoke | {'first_stage': smoke['first_stage'] | {'batch_size': 2}}, first_stage)
+    np.testing.assert_allclose(sliced.decode(x0).astype(int), expected, atol=1)
+    tiled = open_latents(smoke | {'first_stage': smoke['first_stage'] | {'tile': 3, 'overlap': 2}}, first_stage)
+    assert tiled.decode(x0).shape == (5, 8, 8, 1)
+    assert np.abs(tiled.decode(x0).astype(int) - expected).max() > 1  # it was cut
+
+
+@pytest.mark.parametrize('encode', ['once', 'each_step'])
+def test_it_trains_samples_measures_and_loads(smoke, first_stage, tmp_path, encode):
+    config = smoke | {
+        'first_stage': {'workdir': str(first_stage / 'first_stage'), 'encode': encode, 'batch_size': 16},
+    }
+    assert make_ready(config, tmp_path, trained, lambda text: None, progress=False)
+    experiment = build(config, latents=open_latents(config, tmp_path))
+    assert experiment.source.kind == {'once': 'latent', 'each_step': 'image'}[encode]
+    assert trained(config, experiment, tmp_path)
+    params, step = restore_params(experiment, tmp_path)
+    figures = measure(experiment, params, tmp_path, step, seed=0, progress=False)
+    assert {'frechet_distance', 'precision', 'class_accuracy'} <= set(figures)
+    assert len(held_out_loss(experiment, params)) == 10
+    images = diffjax.load(tmp_path).sample([0, 1, 2])
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(np.load(tmp_path / 'samples.npz')['arr_0'][:3], images)
+
+
+def test_encoding_each_step_learns_from_the_same_latents(smoke, first_stage, tmp_path):
+    """Latents made for a batch have the moments of those on disk, and are those of the autoencoder."""
+    config = smoke | {'first_stage': {'workdir': str(first_stage / 'first_stage'), 'encode': 'each_step'}}
+    make_ready(config, tmp_path, trained, lambda text: None, progress=False)
+    experiment = build(config, latents=open_latents(config, tmp_path))
+    trainer, batch = experiment.trainer(), experiment.source.read(range(512))
+    made = trainer.encode(trainer.frozen, trainer.prepare(batch, jax.random.key(0)), jax.random.key(1))['x0']
+    np.testing.assert_allclose(np.mean(made, (0, 1, 2)), 0, atol=0.1)
+    np.testing.assert_allclose(np.std(made, (0, 1, 2)), 1, atol=0.1)
+    again = trainer.encode(trainer.frozen, trainer.prepare(batch, jax.random.key(0)), jax.random.key(2))['x0']
+    assert np.abs(made - again).max() > 1e-4  # each time another draw
+    few = {'x0': trainer.prepare(batch, jax.random.key(0))['x0'][:4]}
+    alone = trainer.encode(trainer.frozen, few, jax.random.key(1))['x0']
+    np.testing.assert_allclose(made[:4], alone, atol=1e-5)  # an example's draw does not depend on the others
+
+
+def test_a_dataset_of_latents_alone(smoke, first_stage, tmp_path, get_config):
+    """What --mode=encode has written is learned without its images; with a first stage samples are decoded."""
+    first = build_first_stage(smoke['first_stage']['config'])
+    params, _ = restore_params(first, first_stage / 'first_stage')
+    encode_dataset(first.task.network, params['autoencoder'], first.dataset, first.encoding, tmp_path)
+    dataset = smoke['dataset'] | {'name': 'digits_latents', 'data_dir': str(tmp_path / 'latents'), 'latent_scale': 0}
+    alone = {key: value for key, value in smoke.items() if key != 'first_stage'} | {'dataset': dataset}
+    alone['evaluation'] = alone['evaluation'] | {'classifier': 'none'}
+    experiment = build(alone)
+    assert experiment.sample_shape == (4, 4, 2) and experiment.image_shape is None
+    x0 = experiment.trainer().prepare(experiment.source.read(range(1437)), jax.random.key(0))['x0']
+    np.testing.assert_allclose(np.std(x0, (0, 1, 2)), 1, atol=0.02)
+    decoded = alone | {'first_stage': {'workdir': str(first_stage / 'first_stage')}}
+    experiment = build(decoded, latents=open_latents(decoded, tmp_path))
+    assert experiment.image_shape == (8, 8, 1) and experiment.images is None
+    np.testing.assert_allclose(experiment.standardisation[1], 1 / np.float32(experiment.source.moments['std']))
+    published = open_source('digits', 'train')
+    assert published.moments == {}
+
+
+def test_the_command_runs_all_of_it_and_again_does_nothing(tmp_path):
+    command = [sys.executable, '-m', 'diffjax.main', '--config=configs/ldm_digits.py:smoke', f'--workdir={tmp_path}']
+    first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert 'the first stage, in' in first.stdout and 'encoding digits into' in first.stdout
+    assert 'is finished (4 steps)' in second.stdout and 'compiled' not in second.stdout
+    encode = [sys.executable, '-m', 'diffjax.main', '--mode=encode', f'--workdir={tmp_path}/first_stage']
+    again = subprocess.run(encode, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and '--config.dataset.name=digits_latents' in again.stdout, again.stderr
+    refused = subprocess.run([*encode[:-1], f'--workdir={tmp_path}'], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and '--mode=encode is for autoencoders' in refused.stderr
+    assert (tmp_path / 'samples.png').stat().st_size > 500
