@@ -32,7 +32,7 @@ from diffjax.evaluation.spaces import Space
 from diffjax.latents import Latents
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
-from diffjax.tasks import Denoising
+from diffjax.tasks import Denoising, Task
 from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
@@ -42,8 +42,8 @@ BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol &
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A config as objects. The mesh and the optimiser are made on demand: a config can be checked without them."""
+class Drawing:
+    """What all experiments have whose model draws examples: data, a task, how it is trained, and how it is measured."""
 
     seed: int
     dataset: DatasetSettings
@@ -52,8 +52,8 @@ class Experiment:
     images: Source | None  # what samples are compared with, and
     test_images: Source | None  # its held-out split; None: a dataset of latents alone
     latents: Latents | None  # the first stage, where one is used
-    task: Denoising
-    sampler: SamplerSettings
+    task: Task
+    sampler: Any  # its settings, of which every kind has `params` and `batch_size`
     evaluation: EvaluationSettings
     training: Settings
     mesh: Mesh
@@ -65,7 +65,7 @@ class Experiment:
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of what is denoised."""
+        """[H, W, C] of what is drawn."""
         return sample_shape(self.source, self.latents)
 
     @property
@@ -80,6 +80,32 @@ class Experiment:
         """A batch of one example as the source delivers it, without its values."""
         example = self.source[0]
         return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in example.items()}
+
+    def comparison(self) -> tuple[Space, Reference] | None:
+        """In what space samples are compared with what; None for pixels and the test split, with all their figures."""
+        s, test = self.evaluation, self.test_images
+        space = component(spaces, s.features, 'evaluation.features', weights=s.inception_weights)()
+        if parse_component(s.features, 'evaluation.features')[0].lower() == 'pixels' and not s.reference:
+            return None
+        if self.image_shape is None or not (s.reference or test):
+            raise ConfigError(
+                'evaluation.features and evaluation.reference compare images with a reference or the test split, and '
+                f'{self.source.name} has {"latents" if self.image_shape is None else "no test split"} here'
+            )
+        try:
+            reference = read_reference(s.reference) if s.reference else image_reference(images_of(test))
+            check_reference(reference, space, self.image_shape)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f'evaluation.reference: {error}') from error
+        return space, reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Drawing):
+    """The config of something that denoises, as objects."""
+
+    task: Denoising
+    sampler: SamplerSettings
 
     def trainer(self) -> Trainer:
         shift, scale = self.standardisation
@@ -169,24 +195,6 @@ class Experiment:
         except ValueError as error:
             raise ConfigError(f'evaluation.num_likelihoods, from likelihood_t_min to t = 1: {error}') from error
         return trace
-
-    def comparison(self) -> tuple[Space, Reference] | None:
-        """In what space samples are compared with what; None for pixels and the test split, with all their figures."""
-        s, test = self.evaluation, self.test_images
-        space = component(spaces, s.features, 'evaluation.features', weights=s.inception_weights)()
-        if parse_component(s.features, 'evaluation.features')[0].lower() == 'pixels' and not s.reference:
-            return None
-        if self.image_shape is None or not (s.reference or test):
-            raise ConfigError(
-                'evaluation.features and evaluation.reference compare images with a reference or the test split, and '
-                f'{self.source.name} has {"latents" if self.image_shape is None else "no test split"} here'
-            )
-        try:
-            reference = read_reference(s.reference) if s.reference else image_reference(images_of(test))
-            check_reference(reference, space, self.image_shape)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f'evaluation.reference: {error}') from error
-        return space, reference
 
     def sampling_options(self, settings: SamplerSettings | None = None) -> dict[str, Any]:
         """What a `Sampler` is told beside the plan and the labels."""

@@ -7,7 +7,9 @@ images = run.sample(labels, solver='heun', num_steps=20, guidance=2.0)
 import os
 from typing import Any
 
+from diffjax.baselines import BaselineRun
 from diffjax.build import build
+from diffjax.kinds import DENOISING, kind_of
 from diffjax.restoring import restore_params
 from diffjax.run import Run, make_sampler
 from diffjax.settings import ConfigError
@@ -15,8 +17,8 @@ from diffjax.stages import open_latents
 from diffjax.workdir import read_config
 
 
-def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | None = None) -> Run:
-    """The newest checkpoint of a workdir as a `Run`.
+def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | None = None) -> Run | BaselineRun:
+    """The newest checkpoint of a workdir as a `Run`, or as the `BaselineRun` of a model that draws in one step.
 
     Args:
         overrides: what to change before building, such as {'sampler': {'params': 'raw'}, 'mesh': {...}}.
@@ -29,8 +31,11 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
     for name, values in (overrides or {}).items():
         there = config.get(name)
         config[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
-    if 'task' in config:
-        raise ConfigError(f'{workdir} holds an autoencoder, which draws no samples; diffjax.load is for what denoises')
+    kind = kind_of(config)
+    if kind.drawing is None:
+        raise ConfigError(f'{workdir} holds what draws no samples, its task {config["task"]!r}')
+    if kind is not DENOISING:
+        return kind.load(config, workdir)
     experiment = build(config, latents=open_latents(config, workdir))
     params, step = restore_params(experiment, workdir)
     return Run(

@@ -199,13 +199,14 @@ def sample_run(workdir: Path) -> None:
     import jax
     import numpy as np
 
+    from diffjax.kinds import kind_of
     from diffjax.results import save_samples
-    from diffjax.run import balanced_labels, check_labels, make_sampler, to_output
+    from diffjax.run import balanced_labels, check_labels, to_output
 
     config, experiment = start()
-    if 'task' in config:
-        fail('--mode=sample draws from what denoises; an autoencoder reconstructs, with --mode=evaluate')
-    num_classes = experiment.task.num_classes
+    if (drawing := kind_of(config).drawing) is None:
+        fail('--mode=sample draws from what denoises or generates; an autoencoder reconstructs, with --mode=evaluate')
+    num_classes, null_label = experiment.task.num_classes, experiment.task.null_label
     try:
         wanted = [int(label) for label in FLAGS.labels.split(',')] if FLAGS.labels else None
     except ValueError:
@@ -213,18 +214,12 @@ def sample_run(workdir: Path) -> None:
     if wanted is None:
         labels = balanced_labels(FLAGS.num_samples or 10 * min(max(num_classes, 1), 10), num_classes)
     else:
-        labels = np.resize(check_labels(wanted, num_classes), FLAGS.num_samples or len(wanted))
+        labels = check_labels(wanted, num_classes, null_label=null_label)
+        labels = np.resize(labels, FLAGS.num_samples or len(labels))
     params, step = find_params(config, experiment, workdir)
-    sampler, settings = make_sampler(experiment, at_most=len(labels)), experiment.sampler
-    x = sampler(
-        params,
-        experiment.plan(),
-        labels,
-        **experiment.sampling_options(),
-        seed=FLAGS.seed,
-        progress=sys.stderr.isatty(),
-    )
-    stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{settings.file_name}-seed{FLAGS.seed}'
+    draw = drawing(experiment, at_most=len(labels))
+    x = draw(params, labels, seed=FLAGS.seed, progress=sys.stderr.isatty())
+    stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{experiment.sampler.file_name}-seed{FLAGS.seed}'
     if jax.process_index():
         return
     archive, picture = save_samples(stem.with_name(stem.name.replace('.', '_')), to_output(experiment, x), labels)

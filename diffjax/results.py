@@ -6,14 +6,15 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.build import Experiment, images_of
+from diffjax.build import Drawing, Experiment, images_of
 from diffjax.core.likelihood import bits_per_dimension
 from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
@@ -23,7 +24,7 @@ from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.references import reference_figures
 from diffjax.evaluation.report import class_figures, evaluate_samples, write_report
-from diffjax.run import balanced_labels, make_sampler, to_output
+from diffjax.run import balanced_labels, drawing, to_output
 from diffjax.training.sharding import batch_sharding, replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
@@ -132,7 +133,7 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
 
 
 def image_figures(
-    experiment: Experiment, images: np.ndarray, labels: np.ndarray, *, progress: bool = False
+    experiment: Drawing, images: np.ndarray, labels: np.ndarray, *, progress: bool = False
 ) -> dict[str, Any]:
     """How good the samples are as images. {} for latents alone, and without anything real to compare them with.
 
@@ -155,35 +156,41 @@ def image_figures(
     return figures
 
 
+class Drawn(NamedTuple):
+    images: np.ndarray  # or latents
+    labels: np.ndarray
+    seed: int
+    seconds: float
+
+
+def draw_samples(
+    experiment: Drawing, draw: Callable[..., np.ndarray], params: PyTree, *, seed: int, progress: bool
+) -> Drawn:
+    """`evaluation.num_samples` samples of all classes alike, none rejected or selected. draw: as of `run.drawing`."""
+    labels = balanced_labels(experiment.evaluation.num_samples, experiment.source.num_classes)
+    draw(params, labels[:1], seed=seed)  # compiles
+    began = time.perf_counter()
+    finish = functools.partial(to_output, experiment)
+    images = draw(params, labels, seed=seed, progress=progress, finish=finish)
+    return Drawn(images, labels, seed, time.perf_counter() - began)
+
+
 def measure(
     experiment: Experiment, params: PyTree, workdir: Path, step: int, *, seed: int, progress: bool
 ) -> dict[str, Any]:
     """Draws `evaluation.num_samples` samples, measures them, and writes samples, figures.json and report.md.
 
-    No sample is rejected or selected. All processes draw; process 0 measures and writes, the others return {}.
+    All processes draw; process 0 measures and writes, the others return {}.
     """
-    settings, source = experiment.evaluation, experiment.source
     workdir = Path(workdir)
-    labels = balanced_labels(settings.num_samples, source.num_classes)
-    sampler, plan = make_sampler(experiment), experiment.plan()
-    options = experiment.sampling_options() | {'seed': seed}
-    sampler(params, plan, labels[:1], **options)  # compiles
-    began = time.perf_counter()
-    finish = functools.partial(to_output, experiment)
-    images = sampler(params, plan, labels, **options, progress=progress, finish=finish)
-    seconds = time.perf_counter() - began
+    drawn = draw_samples(experiment, drawing(experiment), params, seed=seed, progress=progress)
     levels, likelihood = held_out_loss(experiment, params), held_out_likelihood(experiment, params)
-    figures = image_figures(experiment, images, labels, progress=progress)
+    figures = image_figures(experiment, drawn.images, drawn.labels, progress=progress)
     if jax.process_index():
         return {}
-
-    pictures = {'Samples': save_samples(workdir / 'samples', images, labels)[1]}
-    figures |= {
-        'step': step,
-        'evaluations_per_sample': plan.num_evaluations * (1 if options['guidance'] is None else 2),
-        'seconds_per_sample': seconds / len(labels),
-        **likelihood,
-    }
+    branches = 1 if experiment.guidance() is None else 2
+    figures |= {'step': step, 'evaluations_per_sample': experiment.plan().num_evaluations * branches, **likelihood}
+    pictures, tables = {}, {}
     if levels:
         line_plot(
             workdir / 'loss_by_noise_level.png',
@@ -193,11 +200,46 @@ def measure(
             yscale='log',
         )
         pictures['Loss by noise level, held-out images'] = workdir / 'loss_by_noise_level.png'
+        tables['Loss by noise level, table'] = levels
+    summary, settings = _described(experiment, figures, seed)
+    return write_results(experiment, workdir, drawn, figures, summary, settings, pictures, tables)
+
+
+def write_results(
+    experiment: Drawing,
+    workdir: Path,
+    drawn: Drawn,
+    figures: dict[str, Any],
+    summary: str,
+    settings: dict[str, Any],
+    pictures: dict[str, Path] | None = None,
+    tables: dict[str, list] | None = None,
+) -> dict[str, Any]:
+    """The figures with what the drawing took; samples, the curve of the loss, report.md and figures.json written."""
+    figures = figures | {'seconds_per_sample': drawn.seconds / len(drawn.labels)}
+    shown = {'Samples': save_samples(workdir / 'samples', drawn.images, drawn.labels)[1], **(pictures or {})}
     if curve := loss_curve(workdir):
-        yscale = 'log' if min(curve[1]) > 0 else 'linear'  # with a learned uncertainty it falls below 0
+        yscale = 'log' if min(curve[1]) > 0 else 'linear'  # of densities it falls below 0
         line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale=yscale)
-        pictures['Training loss'] = workdir / 'loss.png'
-    _write(experiment, workdir, figures, pictures, levels, seed)
+        shown['Training loss'] = workdir / 'loss.png'
+    write_report(
+        workdir / 'report.md',
+        figures,
+        title=f'{experiment.source.name}: samples and figures',
+        summary=summary,
+        pictures=shown,
+        tables=tables,
+        config=settings
+        | {
+            'seed of training': experiment.seed,
+            'seed of sampling': drawn.seed,
+            'steps': figures['step'],
+            'batch size': experiment.training.batch_size,
+        },
+    )
+    part = workdir / 'figures.part'
+    part.write_text(json.dumps({**figures, 'seed': drawn.seed}, indent=2, default=float) + '\n')
+    os.replace(part, workdir / 'figures.json')
     return figures
 
 
@@ -211,7 +253,8 @@ def loss_curve(workdir: Path) -> tuple[list[float], list[float]] | None:
     return [int(row['step']) for row in rows], [float(row['loss']) for row in rows]
 
 
-def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict, levels: list, seed: int) -> None:
+def _described(experiment: Experiment, figures: dict, seed: int) -> tuple[str, dict[str, Any]]:
+    """What the report says in a sentence, and the settings it lists."""
     objective, sampler = experiment.task.objective, experiment.sampler
     network = type(objective.parameterization).__name__, type(objective.schedule).__name__
     summary = (
@@ -226,30 +269,15 @@ def _write(experiment: Experiment, workdir: Path, figures: dict, pictures: dict,
             'the likelihood starts (likelihood_t_min), and no bound on those of the bytes.'
         )
     settings = sampler.what | {'guidance': sampler.guidance} | sampler.chosen
-    settings |= {
-        'seed of training': experiment.seed,
-        'seed of sampling': seed,
-        'label_drop': experiment.task.label_drop,
-    }
-    settings |= {'steps': figures['step'], 'batch size': experiment.training.batch_size}
-    write_report(
-        workdir / 'report.md',
-        figures,
-        title=f'{experiment.source.name}: samples and figures',
-        summary=summary,
-        pictures=pictures,
-        tables={'Loss by noise level, table': levels} if levels else {},
-        config=settings,
-    )
-    part = workdir / 'figures.part'
-    part.write_text(json.dumps({**figures, 'seed': seed}, indent=2, default=float) + '\n')
-    os.replace(part, workdir / 'figures.json')
+    return summary, settings | {'label_drop': experiment.task.label_drop}
 
 
 def summary_lines(figures: dict[str, Any]) -> list[str]:
     """The figures that the terminal shows at the end."""
     shown = {
         'psnr': 'PSNR {:.2f} dB of held-out images, reconstructed',
+        'psnr_pca': '  {:.2f} dB by as many principal components',
+        'psnr_jpeg': '  {:.2f} dB by JPEG in as many bytes',
         'codes_used': '{:.1%} of the codes are used',
         'class_accuracy': 'class accuracy {:.2%}',
         'frechet_distance': 'Frechet distance {:.4g}',
@@ -266,4 +294,4 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         'seconds_per_sample': '{:.2g} s per sample',
         'evaluations_per_sample': '{} network evaluations per sample',
     }
-    return [text.format(figures[name]) for name, text in shown.items() if name in figures]
+    return [text.format(figures[name]) for name, text in shown.items() if figures.get(name) is not None]

@@ -77,22 +77,36 @@ class Sampler:
 
         `finish` is applied to each batch: bytes, say, take a quarter of the memory.
         """
-        labels = np.asarray(labels, np.int32)
         sizes = len(plan.t), plan.num_remembered, plan.num_noises
         plan = pad(plan, *(max(least, 1 << max(size - 1, 0).bit_length()) for size, least in zip(sizes, MIN_SIZES)))
         plan = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, plan)
         baseline = self._task.num_classes if negative_label < 0 else negative_label
         key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
-        chunks = []
-        with tqdm(total=len(labels), unit='sample', disable=not progress, dynamic_ncols=True) as bar:
-            for start in range(0, len(labels), self.batch_size):
-                part = labels[start : start + self.batch_size]
-                padded = np.pad(part, (0, self.batch_size - len(part)))
-                negative = np.full_like(padded, baseline)
-                x = self._draw(params, plan, guidance, transforms, padded, negative, key_data, np.int32(start))
-                chunks.append(finish(np.asarray(x)[: len(part)]))
-                bar.update(len(part))
-        return np.concatenate(chunks)
+
+        def draw(labels, start):
+            negative = np.full_like(labels, baseline)
+            return self._draw(params, plan, guidance, transforms, labels, negative, key_data, start)
+
+        return in_batches(draw, labels, self.batch_size, progress=progress, finish=finish)
+
+
+def in_batches(
+    draw: Callable[[np.ndarray, np.ndarray], jax.Array],
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    progress: bool = False,
+    finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+) -> np.ndarray:
+    """Samples for labels [N]. draw(labels [batch_size], start): those from number `start` on, the last batch padded."""
+    labels, chunks = np.asarray(labels, np.int32), []
+    with tqdm(total=len(labels), unit='sample', disable=not progress, dynamic_ncols=True) as bar:
+        for start in range(0, len(labels), batch_size):
+            part = labels[start : start + batch_size]
+            x = draw(np.pad(part, (0, batch_size - len(part))), np.int32(start))
+            chunks.append(finish(np.asarray(x)[: len(part)]))
+            bar.update(len(part))
+    return np.concatenate(chunks)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +134,8 @@ class Run:
             raise ConfigError(f'sample cannot change {unknown[0]!r}; valid: {", ".join(valid)}')
         settings = replace(self.experiment.sampler, **overrides)
         settings = settings if guidance is None else replace(settings, guidance=guidance)
-        labels = check_labels(labels, self.experiment.task.num_classes)
+        task = self.experiment.task
+        labels = check_labels(labels, task.num_classes, null_label=task.null_label)
         x = self.sampler(
             self.params,
             build_plan(settings, self.experiment.task),
@@ -135,6 +150,12 @@ def make_sampler(experiment: Experiment, at_most: int | None = None) -> Sampler:
     """at_most: the number of samples that will ever be drawn at once, if that is known."""
     size = min(experiment.sampler.batch_size, at_most or experiment.sampler.batch_size)
     return Sampler(experiment.task, experiment.sample_shape, experiment.mesh, size)
+
+
+def drawing(experiment: Experiment, at_most: int | None = None) -> Callable[..., np.ndarray]:
+    """(params, labels, *, seed, progress, finish) -> samples, as the config's `sampler` section wants them."""
+    sampler, plan, options = make_sampler(experiment, at_most), experiment.plan(), experiment.sampling_options()
+    return lambda params, labels, **how: sampler(params, plan, labels, **options, **how)
 
 
 def reconstruct_averages(
@@ -178,14 +199,14 @@ def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:
     return np.arange(num_samples, dtype=np.int32) % max(num_classes, 1)
 
 
-def check_labels(labels, num_classes: int) -> np.ndarray:
+def check_labels(labels, num_classes: int, *, null_label: bool = True) -> np.ndarray:
     """Labels as int32 [N], N > 0. Raises ConfigError for one that is no class (the null, num_classes, is allowed)."""
     labels = np.atleast_1d(np.asarray(labels))
     if (
         labels.dtype.kind not in 'iu'
         or labels.ndim != 1
         or not len(labels)
-        or not 0 <= labels.min() <= labels.max() <= num_classes
+        or not 0 <= labels.min() <= labels.max() <= max(num_classes - (not null_label), 0)
     ):
         raise ConfigError(f'labels are whole numbers from 0 to {max(num_classes - 1, 0)}; got {labels.tolist()}')
     return labels.astype(np.int32)

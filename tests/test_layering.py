@@ -32,9 +32,10 @@ TOP = (
     'first_stage',
     'encoding',
     'stages',
-    'loading',
     'recognition',
+    'baselines',
     'kinds',
+    'loading',
     'command',
     'main',
 )
