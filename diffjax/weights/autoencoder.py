@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffjax.weights.architecture import INPUT, Architecture
+from diffjax.weights.architecture import INPUT, Architecture, WeightsError
 from diffjax.weights.rules import POINTWISE, Leaf, array, conv, dense, norm
 from diffjax.weights.settings import Settings
 
@@ -63,6 +63,9 @@ def _levels(settings: Settings, number: int) -> list[int]:
 
 
 def _config(options: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ('patch_size', 'frames'):
+        if options.get(name, 1) != 1:
+            raise WeightsError(f'diffusers has no such autoencoder: {name} is {options[name]}, and theirs have 1')
     attends = [level in options['attention_levels'] for level in range(len(options['channel_multipliers']))]
     down, up = ({has: name for name, has in blocks.items()} for blocks in (DOWN, UP))
     return {

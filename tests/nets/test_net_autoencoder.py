@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nets.autoencoder import Autoencoder, Gaussian, inflate
+from diffjax.nets.autoencoder import Autoencoder, Gaussian, from_patches, inflate, to_patches
 from diffjax.nets.quantization import fsq, fsq_tokens, fsq_values, nearest_codes, straight_through
 
 TINY = dict(base_channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, num_groups=4, out_channels=3)  # noqa: C408
@@ -194,3 +194,28 @@ def test_inputs_that_do_not_fit_are_refused(fields, shape, message):
 def test_a_gaussian_has_no_tokens():
     with pytest.raises(ValueError, match="'kl' has no tokens"):
         Autoencoder(**TINY).apply({'params': {}}, jnp.zeros((1, 2, 2), jnp.int32), method='tokens_to_latents')
+
+
+def test_patches_are_squares_of_pixels():
+    """Against loops; and the way back."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 6, 4, 5)).astype(np.float32)
+    patches = np.asarray(to_patches(jnp.asarray(x), 2))
+    assert patches.shape == (2, 3, 3, 2, 20)
+    for row in range(3):
+        for column in range(2):
+            square = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            np.testing.assert_array_equal(patches[:, :, row, column], square.reshape(2, 3, 20))
+    np.testing.assert_array_equal(from_patches(jnp.asarray(patches), 2), x)
+
+
+def test_folding_patches_first_multiplies_the_factor():
+    network = Autoencoder(patch_size=4, base_channels=8, channel_multipliers=(1, 1), num_res_blocks=1, num_groups=2)
+    assert network.factor == 8
+    x = jnp.zeros((1, 16, 24, 3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)['params']
+    assert shapes['encoder']['conv_in']['kernel'].shape == (3, 3, 48, 8)
+    assert shapes['decoder']['conv_out']['kernel'].shape == (3, 3, 8, 48)
+    code = jax.eval_shape(lambda p: network.apply({'params': p}, x, method='encode'), shapes)
+    assert code.mean.shape == (1, 2, 3, 4)
+    with pytest.raises(ValueError, match='multiples of 8, got 12x16'):
+        network.init(jax.random.key(0), jnp.zeros((1, 12, 16, 3)))

@@ -275,3 +275,15 @@ def test_summaries_stay_short():
 
 def test_labels_have_a_row_for_none(params):
     assert params['condition']['label']['table']['embedding'].shape == (CLASSES + 1, HIDDEN)
+
+
+@pytest.mark.parametrize('change', [{'patch_size': 2}, {'frames': 3}])
+@pytest.mark.parametrize('name', ['AutoencoderKL', 'VQModel'])
+def test_autoencoders_that_diffusers_has_not_are_not_exported(name, change):
+    architecture = ARCHITECTURES[name]
+    config = {'block_out_channels': [32, 32], 'down_block_types': ['DownEncoderBlock2D'] * 2}
+    config |= {'up_block_types': ['UpDecoderBlock2D'] * 2, '_class_name': name}
+    options = architecture.to_options(config)
+    assert architecture.to_config(options)['_class_name'] == name
+    with pytest.raises(WeightsError, match=f'{next(iter(change))} is {next(iter(change.values()))}, and theirs have 1'):
+        architecture.to_config(options | change)
