@@ -13,9 +13,9 @@ Attention is 2 L^2 D multiply-adds of L tokens: T' frames of L tokens cost 2 T' 
 of any length go in: each head's features in (1), and in full attention too, where positions in space are but a table;
 else the features of a head are shared between time, rows and columns.
 
-Parameters have DiT's names, so that `inflation.inflate` carries those of an image DiT in: a factorised VideoDiT of r = 1
-then makes each frame as the image DiT would. An image is a clip of one frame, for which (1) is not evaluated. With r > 1
-it stands in for r equal frames, and what is made of it is the mean over them. So a VideoDiT sees an image as DiT does,
+Parameters have DiT's names, so that `inflation.inflate` carries those of an image DiT in: a factorised VideoDiT with
+r = 1 then makes each frame as the image DiT would. An image is a clip of one frame: (1) is not evaluated, and with
+r > 1 it stands in for r equal frames, and what is made of it is their mean. So a VideoDiT sees an image as DiT does,
 unless attention in full shares a head's features with time.
 """
 
