@@ -81,7 +81,7 @@ def get_config(arg: str = '') -> ConfigDict:
             'label_drop': 0.1,
             'optimizer': {
                 'name': 'muon',
-                'learning_rate': 5e-3,
+                'learning_rate': 8e-3,
                 'adam_learning_rate': 1e-3,
                 'decay': 'cosine',
                 'warmup_steps': 100,
@@ -110,7 +110,7 @@ def get_config(arg: str = '') -> ConfigDict:
         }
     )
     if arg == 'smoke':
-        config.network.hidden_size, config.network.depth = 32, 2
+        config.network.hidden_size, config.network.depth, config.network.num_heads = 32, 2, 4
         config.sampler.num_steps, config.sampler.batch_size = 3, 40
         config.evaluation.num_samples = 40
         first = config.first_stage.config

@@ -76,9 +76,9 @@ def encoder_of(network: Autoencoder, params: PyTree):
     placed = jax.device_put(jax.tree.map(np.asarray, params), everywhere)
 
     def encoder(images):
-        if len(images) % mesh.size:
-            raise ConfigError(f'encoding.batch_size must be a multiple of the {mesh.size} devices, got {len(images)}')
-        return {name: np.asarray(a) for name, a in run(placed, images).items()}
+        missing = -len(images) % mesh.size
+        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        return {name: np.asarray(a)[: len(images) - missing] for name, a in run(placed, images).items()}
 
     return encoder
 

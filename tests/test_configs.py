@@ -21,9 +21,16 @@ from diffjax.workdir import check_same_run, write_config
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py'))
-NAMES.remove('autoencoder_shapes')  # of another kind: tests/test_first_stage.py
-NAMES.remove('recognizer_shapes')  # tests/test_recognition.py
-NAMES = [name for name in NAMES if name not in ('digits_gan', 'digits_vae')]  # tests/test_baselines.py
+OTHERS = {  # of another kind
+    'autoencoder_kl': 'test_first_stage.py',
+    'autoencoder_shapes': 'test_first_stage.py',
+    'digits_gan': 'test_baselines.py',
+    'digits_vae': 'test_baselines.py',
+    'ldm_digits': 'test_stages.py',
+    'ldm_shapes': 'test_stages.py',
+    'recognizer_shapes': 'test_recognition.py',
+}
+NAMES = [name for name in NAMES if name not in OTHERS]
 SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]
 SMOKES += [('digits_networks', f'network={name},smoke') for name in ('flux', 'lightning', 'mmdit', 'unet', 'uvit')]
 FULL = [(name, '') for name in NAMES] + [('dit_b', 'model=S/8,recipe=sit'), ('dit_b', 'model=XL/4,smoke')]

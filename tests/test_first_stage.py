@@ -13,6 +13,7 @@ from diffjax.build import build
 from diffjax.data import make_iterator
 from diffjax.evaluation.compression import jpeg_psnr, pca_psnr, psnr
 from diffjax.first_stage import FirstStage, build_first_stage, measure, reconstructions
+from diffjax.nets import Autoencoder
 from diffjax.restoring import restore_params
 from diffjax.training.loop import train
 from diffjax.training.sharding import make_mesh
@@ -45,6 +46,32 @@ def test_configs_are_plain_data(get_config, bottleneck):
     for wrong in ('smok', 'smoke=1', 'bottleneck=vae'):
         with pytest.raises(ValueError, match=f'configs/autoencoder_shapes.py takes .*got {wrong!r}'):
             get_config('autoencoder_shapes', wrong)
+
+
+@pytest.mark.parametrize('factor, channels, positions', [(4, 8, 64), (8, 4, 32), (16, 16, 16)])
+def test_the_published_layouts(get_config, factor, channels, positions):
+    """Stable Diffusion's parameters (83.7 M at factor 8), and latents of a 256 x 256 image."""
+    config = get_config('autoencoder_kl', f'factor={factor},channels={channels}').to_dict()
+    fields = {key: value for key, value in config['network'].items() if key != 'name'}
+    network, x = Autoencoder(**fields, out_channels=3), np.zeros((1, 256, 256, 3), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
+    code = jax.eval_shape(lambda p: network.apply(p, x, method='encode'), shapes)
+    assert code.mean.shape == (1, positions, positions, channels)
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    if factor == 8:
+        assert count == 83_653_863  # AutoencoderKL of Stable Diffusion 1.5
+    for wrong in ('factor=2', 'channels=3', 'smok'):
+        with pytest.raises(ValueError, match=f'configs/autoencoder_kl.py takes .*got {wrong!r}'):
+            get_config('autoencoder_kl', wrong)
+
+
+@pytest.mark.parametrize('factor', [4, 16])
+def test_the_published_recipe_runs_small(get_config, tmp_path, factor):
+    experiment = one_device(build_first_stage(get_config('autoencoder_kl', f'factor={factor},smoke').to_dict()))
+    assert experiment.source.image_shape == (2 * factor, 2 * factor, 1)
+    result = train(experiment.trainer(), iterator_of(experiment), tmp_path, announce=lambda text: None)
+    figures = measure(experiment, restore_params(experiment, tmp_path)[0], tmp_path, result.step)
+    assert result.step == 4 and np.isfinite(figures['psnr'])
 
 
 @pytest.mark.parametrize('bottleneck', BOTTLENECKS)

@@ -8,8 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import diffjax
+from diffjax import weights
 from diffjax.build import build
 from diffjax.data import make_iterator, open_source
 from diffjax.encoding import encode_dataset
@@ -18,11 +20,16 @@ from diffjax.restoring import restore_params
 from diffjax.results import held_out_loss, measure
 from diffjax.settings import ConfigError
 from diffjax.stages import find, make_ready, open_latents, settings_of
+from diffjax.starting import imported_params
 from diffjax.training.loop import train
+from diffjax.weights.autoencoder import KL
+from diffjax.weights.engine import expected_shapes
+from diffjax.weights.store import import_source
 from diffjax.workdir import write_config
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 ROOT = Path(__file__).parents[1]
+JUDGED = {'discriminator': 'patch_discriminator:base_channels=8,depth=1'}
 
 
 @pytest.fixture
@@ -47,6 +54,74 @@ def first_stage(get_config, tmp_path_factory):
     config = get_config('ldm_digits', 'smoke').to_dict()
     make_ready(config, workdir, trained, lambda text: None, progress=False)
     return workdir
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """A folder as diffusers writes it, of an autoencoder of random weights, and the same imported."""
+    folder = tmp_path_factory.mktemp('published')
+    levels = {'block_out_channels': [8, 16], 'down_block_types': ['DownEncoderBlock2D'] * 2}
+    config = {'_class_name': 'AutoencoderKL', 'in_channels': 1, 'out_channels': 1, 'norm_num_groups': 4, **levels}
+    config |= {'up_block_types': ['UpDecoderBlock2D'] * 2, 'latent_channels': 2, 'layers_per_block': 1}
+    config |= {'scaling_factor': 0.3611, 'shift_factor': 0.1159}  # Flux's
+    options, rng = KL.to_options(config), np.random.default_rng(0)
+    shapes = expected_shapes(KL, options)
+    tensors = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    (folder / 'theirs').mkdir()
+    (folder / 'theirs' / 'config.json').write_text(json.dumps(config))
+    save_file(tensors, folder / 'theirs' / 'diffusion_pytorch_model.safetensors')
+    import_source(folder / 'theirs', folder / 'ours')
+    return folder / 'ours'
+
+
+def test_latents_of_a_published_autoencoder(smoke, published, tmp_path):
+    """Its own constants standardise; what is learned in is on disk in the workdir, and decodes."""
+    config = smoke | {'first_stage': {'workdir': str(published)}}
+    assert make_ready(config, tmp_path, trained, lambda text: None, progress=False)
+    assert (tmp_path / 'latents' / 'digits_latents' / '1.0.0').is_dir()
+    latents = open_latents(config, tmp_path)
+    experiment = build(config, latents=latents)
+    assert latents.ready and experiment.sample_shape == (4, 4, 2)
+    np.testing.assert_allclose([latents.shift, latents.scale], [0.1159, 0.3611])
+    batch = experiment.source.read(range(4))
+    batch['std'] = np.zeros_like(batch['std'])
+    x0 = experiment.trainer().prepare(batch, jax.random.key(0))['x0']
+    np.testing.assert_allclose(x0, (batch['mean'].astype(np.float32) - 0.1159) * 0.3611, rtol=1e-5, atol=1e-6)
+    assert latents.decode(np.asarray(x0)).shape == (4, 8, 8, 1)
+
+
+def test_training_starts_from_a_published_autoencoder_and_encodes_with_it(smoke, published, tmp_path):
+    config = smoke['first_stage']['config']
+    fields = {'base_channels': 8, 'num_groups': 4, 'pointwise': True, 'latent_scale': 0.3611, 'latent_shift': 0.1159}
+    config = config | {'network': config['network'] | fields, 'task': config['task'] | JUDGED}
+    config['training'] = config['training'] | {'init_from': str(published)}
+    experiment = build_first_stage(config)
+    params = imported_params(config, experiment, tmp_path)
+    there = weights.load(published)
+    jax.tree.map(np.testing.assert_array_equal, params['autoencoder'], there.params)
+    assert set(params) == {'autoencoder', 'discriminator'}
+    batches = make_iterator(experiment.source, batch_size=16, seed=0)
+    assert train(experiment.trainer(), batches, tmp_path, params=params, announce=lambda text: None).step == 4
+    wrong = config | {'network': config['network'] | {'base_channels': 16}}
+    with pytest.raises(ConfigError, match=r'training\.init_from: .*base_channels'):
+        imported_params(wrong, build_first_stage(wrong), tmp_path / 'other')
+
+
+@pytest.mark.parametrize('name', ['ldm_digits', 'ldm_shapes'])
+def test_configs_are_plain_data(get_config, name):
+    for argument in ('', 'smoke'):
+        config = get_config(name, argument).to_dict()
+        assert json.loads(json.dumps(config)) == json.loads(json.dumps(get_config(name, argument).to_dict()))
+    with pytest.raises(ValueError, match=f"configs/{name}.py takes the argument smoke, got 'smok'"):
+        get_config(name, 'smok')
+
+
+def test_the_shapes_run_small(get_config, tmp_path):
+    config = get_config('ldm_shapes', 'smoke').to_dict()
+    assert make_ready(config, tmp_path, trained, lambda text: None, progress=False)
+    experiment = build(config, latents=open_latents(config, tmp_path))
+    assert trained(config, experiment, tmp_path)
+    assert diffjax.load(tmp_path).sample([0]).shape == (1, 8, 8, 1)
 
 
 def test_before_the_first_stage_is_there_everything_is_checked(smoke, tmp_path):
