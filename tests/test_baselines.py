@@ -172,7 +172,7 @@ def test_without_a_checkpoint_there_is_one_line(get_config, tmp_path):
         ('vae', 'task.encoder', 'PictureGenerator', ["task.encoder is a PictureEncoder, got 'PictureGenerator'"]),
         ('vae', 'task.encoder.hidden_size', 0, ['hidden_size is at least 1, got 0']),
         ('vae', 'network.name', 'MLP', ["network: unknown name 'MLP'", 'PictureGenerator']),
-        ('vae', 'network.name', 'PictureEncoder', ['needs out_features']),
+        ('vae', 'network', 'PictureEncoder:out_features=3', ['network is a PictureGenerator, got']),
         ('vae', 'network.depth', -1, ['depth is at least 0, got -1']),
         ('vae', 'training.init_from', 'weights/x', ['training.init_from', "got 'weights/x' and 0"]),
         ('vae', 'evaluation.num_likelihoods', 9, ['evaluation.num_likelihoods', "got '' and 9"]),
