@@ -104,7 +104,10 @@ def class_figures(labels: np.ndarray, data: np.ndarray) -> dict[str, float]:
     """How the classes of samples lie beside the data's shares [K]: total variation, and entropy over its largest."""
     found = shares(labels, len(data))
     entropy = -np.sum(found * np.log(np.maximum(found, 1e-30))) / math.log(len(data))
-    return {'class_total_variation': 0.5 * float(np.abs(found - data).sum()), 'class_entropy': float(entropy)}
+    return {
+        'class_total_variation': 0.5 * float(np.abs(found - data).sum()),
+        'class_entropy': float(entropy) + 0.0,
+    }  # not -0
 
 
 def study(config: dict[str, Any], name: str, workdir: Path) -> tuple[Model, Model]:
