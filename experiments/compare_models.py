@@ -103,11 +103,8 @@ def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def class_figures(labels: np.ndarray, data: np.ndarray) -> dict[str, float]:
     """How the classes of samples lie beside the data's shares [K]: total variation, and entropy over its largest."""
     found = shares(labels, len(data))
-    entropy = -np.sum(found * np.log(np.maximum(found, 1e-30))) / math.log(len(data))
-    return {
-        'class_total_variation': 0.5 * float(np.abs(found - data).sum()),
-        'class_entropy': float(entropy) + 0.0,
-    }  # not -0
+    entropy = np.sum(found * -np.log(np.maximum(found, 1e-30))) / math.log(len(data))
+    return {'class_total_variation': 0.5 * float(np.abs(found - data).sum()), 'class_entropy': float(entropy)}
 
 
 def study(config: dict[str, Any], name: str, workdir: Path) -> tuple[Model, Model]:
