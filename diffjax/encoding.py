@@ -73,7 +73,7 @@ def encoder_of(network: Autoencoder, params: PyTree):
         found = {'mean': mean.astype(jnp.float16), 'std': std.astype(jnp.float16)}
         return found | ({} if tokens is None else {'tokens': tokens})
 
-    placed = jax.device_put(jax.tree.map(np.asarray, params), everywhere)
+    placed = jax.device_put(params, everywhere)
 
     def encoder(images):
         missing = -len(images) % mesh.size

@@ -6,7 +6,7 @@ and Karras et al. 2024, section 2.2, for each channel), or by the constants that
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.core.types import PyTree
 from diffjax.data import Source, open_source, to_uint8
@@ -56,7 +57,7 @@ class Latents:
     """What is needed of a first stage. Until it is `ready` its parameters are shapes, or no latents are there."""
 
     network: Autoencoder
-    params: PyTree
+    params: PyTree  # on the host
     shift: np.ndarray  # [C]
     scale: np.ndarray  # [C]
     folder: Path | None  # of encoded datasets; None: every batch is encoded
@@ -107,19 +108,23 @@ class Latents:
 
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Standardised latents [N, h, w, C] -> uint8 images, `settings.batch_size` at once."""
-        size = min(self.settings.batch_size, len(x0))
+        decode, num_devices = self._decoder
+        size = -(-min(self.settings.batch_size, len(x0)) // num_devices) * num_devices
         parts = []
         for start in range(0, len(x0), size):
             part = x0[start : start + size]
             padded = np.resize(part, (size, *part.shape[1:]))
-            parts.append(np.asarray(self._decode(self.params, padded))[: len(part)])
+            parts.append(np.asarray(decode(padded))[: len(part)])
         return np.concatenate(parts)
 
     @functools.cached_property
-    def _decode(self):
+    def _decoder(self) -> tuple[Callable[[np.ndarray], jax.Array], int]:
+        """Decodes a batch on all devices of this process, which share it; and their number."""
         tile, overlap, network = self.settings.tile, self.settings.overlap, self.network
+        mesh = Mesh(np.array(jax.local_devices()), ('images',))
+        split, everywhere = NamedSharding(mesh, PartitionSpec('images')), NamedSharding(mesh, PartitionSpec())
 
-        @jax.jit
+        @functools.partial(jax.jit, in_shardings=(everywhere, split), out_shardings=split)
         def run(params, x0):
             def decode(z):
                 return network.apply({'params': params}, z, method='decode')
@@ -129,7 +134,8 @@ class Latents:
                 return to_uint8(decode_tiles(decode, z, tile=tile, overlap=overlap, factor=network.factor))
             return to_uint8(decode(z))
 
-        return run
+        params = jax.device_put(self.params, everywhere)
+        return lambda x0: run(params, x0), mesh.size
 
 
 def encode(network: Autoencoder, params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:

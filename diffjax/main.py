@@ -264,15 +264,15 @@ def encode_run(workdir: Path) -> None:
     """Writes a dataset of latents by the autoencoder of a workdir, or by an imported one."""
     from diffjax.encoding import encode_dataset
     from diffjax.first_stage import FirstStage
+    from diffjax.restoring import on_host
 
     config, experiment = start()
     if not isinstance(experiment, FirstStage):
         fail('--mode=encode is for autoencoders; what learns in latents encodes by itself, when it is trained')
     params, step = find_params(config, experiment, workdir)
+    params = on_host(params['autoencoder'], experiment.mesh)
     network, settings = experiment.task.network, experiment.encoding
-    folder = encode_dataset(
-        network, params['autoencoder'], experiment.dataset, settings, workdir, progress=sys.stderr.isatty()
-    )
+    folder = encode_dataset(network, params, experiment.dataset, settings, workdir, progress=sys.stderr.isatty())
     say(
         f'latents of step {step}: {folder}\nto learn in them: --config.dataset.name={folder.parent.name} '
         f'--config.dataset.data_dir={folder.parents[1]} --config.dataset.latent_scale=0'

@@ -8,9 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
 from diffjax.core.types import PyTree
 from diffjax.training.checkpoints import Checkpoints, abstract
 from diffjax.training.posthoc_ema import is_reconstructed, read_reconstructed
+from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
 
 
@@ -36,6 +41,12 @@ def restore_params(experiment: Any, workdir: str | os.PathLike) -> tuple[PyTree,
         return read_reconstructed(Path(workdir), name, abstract(shapes.params, shardings.params))
     state, step = restore(experiment, workdir)
     return sampling_params(experiment, state), step
+
+
+def on_host(params: PyTree, mesh: Mesh) -> PyTree:
+    """The same as NumPy arrays, whole on every process, however they are split over the mesh."""
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
+    return jax.tree.map(np.asarray, whole)
 
 
 def sampling_params(experiment: Any, state: TrainState) -> PyTree:

@@ -22,7 +22,7 @@ from diffjax.encoding import encode_dataset, encoder_of
 from diffjax.first_stage import FirstStage, build_first_stage
 from diffjax.latents import SUFFIX, FirstStageSettings, Latents, moments
 from diffjax.nets import Autoencoder
-from diffjax.restoring import restore_params
+from diffjax.restoring import on_host, restore_params
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.workdir import read_config, write_json
 
@@ -84,7 +84,8 @@ def find(settings: FirstStageSettings, workdir: Path) -> Found:
         raise ConfigError(f'first_stage.workdir: {folder} holds neither a run nor imported weights')
     experiment = build_first_stage(config)
     try:
-        params, trained = restore_params(experiment, folder)[0], (folder / 'figures.json').exists()
+        params = on_host(restore_params(experiment, folder)[0], experiment.mesh)
+        trained = (folder / 'figures.json').exists()
     except FileNotFoundError:
         if settings.workdir:
             raise

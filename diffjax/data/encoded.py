@@ -24,6 +24,7 @@ import numpy as np
 from diffjax.data.sources import CorruptExample, Source
 
 VERSION = '1.0.0'
+MOMENTS = 'mean', 'std'
 RECORD = 'encoding.json'  # what is being written here, beside the shards
 Encode = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -200,6 +201,11 @@ def _write_shard(stem: Path, source: Source, indices: range, encode, features, s
             writer.write(encoded)
             facts['length'] += 1
             facts['num_bytes'] += len(encoded)
+            if wrong := [key for key in features if not _is_finite(example[key])]:
+                raise ValueError(
+                    f'{wrong[0]} of an example of {stem.name} is not finite as {example[wrong[0]].dtype}: has the '
+                    'first stage been trained?'
+                )
             if 'std' in example:
                 mean, std = (
                     np.asarray(example[key], np.float64).reshape(-1, example[key].shape[-1]) for key in MOMENTS
@@ -210,7 +216,8 @@ def _write_shard(stem: Path, source: Source, indices: range, encode, features, s
     _write_json(stem.with_name(stem.name + '.json'), facts | {'sums': sums.tolist()})
 
 
-MOMENTS = 'mean', 'std'
+def _is_finite(value: Any) -> bool:
+    return np.asarray(value).dtype.kind != 'f' or bool(np.isfinite(value).all())
 
 
 def _plain(value: Any) -> Any:

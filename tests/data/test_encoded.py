@@ -183,3 +183,16 @@ def test_images_are_cropped_to_their_middle_and_resized():
     np.testing.assert_array_equal(found[:, 0, 0], 128)  # a box of four pixels, two of them red
     with pytest.raises(ValueError):
         decode(buffer.getvalue(), (10, 10, 3))
+
+
+def test_latents_that_are_not_finite_are_told(few, tmp_path):
+    with pytest.raises(ValueError, match='std of an example of digits_latents-train.* is not finite as float16'):
+        write_encoded(
+            tmp_path,
+            'digits_latents',
+            few,
+            lambda images: encode(images) | {'std': np.full((len(images), 4, 4, 1), np.inf, np.float16)},
+            SETTINGS,
+            encoder=ENCODER,
+        )
+    assert not (tmp_path / 'digits_latents' / '1.0.0').exists()
