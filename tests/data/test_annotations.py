@@ -69,7 +69,7 @@ def test_other_names_are_refused_with_those_there_are(shapes_dir, name):
 
 
 def test_a_dataset_with_others_says_so(digits_dir):
-    with pytest.raises(ValueError, match="'digits' has no annotation 'box' that is an array; it has: none"):
+    with pytest.raises(ValueError, match="'digits' has no annotation 'box' that is an array; it has: id"):
         open_source('digits', 'train', data_dir=digits_dir, annotations=('box',))
 
 
