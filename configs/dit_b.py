@@ -103,7 +103,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'init_from': '',
                 **recipe.get('training', {}),
             },
-            'first_stage': {},  # workdir=DIR: of the autoencoder that decodes samples, trained or imported
+            'first_stage': {'workdir': ''},  # of the autoencoder that decodes samples, trained or imported
             'mesh': {'data': -1, 'fsdp': 1},
             'sampler': {
                 'solver': recipe['solver'],

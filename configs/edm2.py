@@ -83,7 +83,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'ema_snapshot_every_steps': 4096,
                 'init_from': '',
             },
-            'first_stage': {},  # workdir=DIR: of the autoencoder that decodes samples, trained or imported
+            'first_stage': {'workdir': ''},  # of the autoencoder that decodes samples, trained or imported
             'mesh': {'data': -1, 'fsdp': 1},
             'sampler': {
                 'solver': 'heun:coordinate=sigma/alpha',

@@ -94,7 +94,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'log_every_steps': 50,
                 'checkpoint_every_steps': 500,
                 'keep_checkpoints': 2,
-                'ema': {'ema': 0.998},
+                'ema': {},  # the rate falls to 0: an average over so few steps would lag
                 'init_from': '',
             },
             'mesh': {'data': -1, 'fsdp': 1},

@@ -30,19 +30,14 @@ SUFFIX = '_latents'  # of an encoded dataset's name
 class FirstStageSettings:
     """The `first_stage` section of a config that learns in latents."""
 
-    config: Mapping[str, Any] | None = None  # of an autoencoder, which is trained first, in WORKDIR/first_stage
-    workdir: str = ''  # instead: of one that has been trained, or imported by python -m diffjax.weights
+    workdir: str = ''  # of an autoencoder that has been trained, or imported by python -m diffjax.weights
+    config: Mapping[str, Any] | None = None  # without one: of that which is trained first, in WORKDIR/first_stage
     encode: str = 'once'  # the images become a dataset of latents; 'each_step': every batch is encoded
     tile: int = 0  # latents are decoded in squares of so many positions; 0: whole
     overlap: int = 8  # of these squares, in positions
     batch_size: int = 64  # of images decoded at once
 
     def __post_init__(self):
-        if bool(self.config) == bool(self.workdir):
-            raise ConfigError(
-                'first_stage has either a config, of an autoencoder that is trained first, or the workdir of one that '
-                f'is there; got {"both" if self.workdir else "neither"}'
-            )
         if self.encode not in ('once', 'each_step'):
             raise ConfigError(f"first_stage.encode is 'once' or 'each_step', got {self.encode!r}")
         if self.tile < 0 or self.batch_size < 1 or (self.tile and not 0 <= self.overlap < self.tile):

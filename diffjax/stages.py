@@ -66,8 +66,18 @@ def open_latents(config: Mapping[str, Any], workdir: str | Path) -> Latents | No
 
 
 def settings_of(config: Mapping[str, Any]) -> FirstStageSettings | None:
-    """The section `first_stage`, None without one."""
-    return section(FirstStageSettings, config, 'first_stage') if config.get('first_stage') else None
+    """The section `first_stage`; None without one, or where it names no first stage."""
+    if not config.get('first_stage'):
+        return None
+    settings = section(FirstStageSettings, config, 'first_stage')
+    if settings.workdir or settings.config:
+        return settings
+    if settings != FirstStageSettings():
+        raise ConfigError(
+            'first_stage has settings and no first stage: give it the workdir of an autoencoder, or the config of one '
+            'that is trained first'
+        )
+    return None
 
 
 def find(settings: FirstStageSettings, workdir: Path) -> Found:
@@ -79,7 +89,7 @@ def find(settings: FirstStageSettings, workdir: Path) -> Found:
             raise ConfigError(f'first_stage.workdir: {folder} holds a {type(there.network).__name__}, no autoencoder')
         constants = there.network.latent_shift, there.network.latent_scale
         return Found(there.network, there.params, True, constants, workdir, EncodingSettings(), None)
-    config = settings.config or read_config(folder)
+    config = read_config(folder) if settings.workdir else settings.config
     if config is None:
         raise ConfigError(f'first_stage.workdir: {folder} holds neither a run nor imported weights')
     experiment = build_first_stage(config)

@@ -131,9 +131,11 @@ def test_before_the_first_stage_is_there_everything_is_checked(smoke, tmp_path):
     wrong = smoke | {'first_stage': smoke['first_stage'] | {'encode': 'twice'}}
     with pytest.raises(ConfigError, match="encode is 'once' or 'each_step', got 'twice'"):
         open_latents(wrong, tmp_path)
-    wrong['first_stage'] = smoke['first_stage'] | {'workdir': str(tmp_path)}
-    with pytest.raises(ConfigError, match='got both'):
+    wrong['first_stage'] = {'workdir': '', 'tile': 8}
+    with pytest.raises(ConfigError, match='has settings and no first stage'):
         open_latents(wrong, tmp_path)
+    for none in ({}, {'workdir': ''}):
+        assert open_latents(smoke | {'first_stage': none}, tmp_path) is None
     wrong['first_stage'] = smoke['first_stage'] | {'config': None, 'workdir': str(tmp_path)}
     with pytest.raises(ConfigError, match='holds neither a run nor imported weights'):
         open_latents(wrong, tmp_path)
@@ -239,3 +241,16 @@ def test_the_command_runs_all_of_it_and_again_does_nothing(tmp_path):
     refused = subprocess.run([*encode[:-1], f'--workdir={tmp_path}'], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and '--mode=encode is for autoencoders' in refused.stderr
     assert (tmp_path / 'samples.png').stat().st_size > 500
+
+
+def test_codes_are_written_with_their_tokens(get_config, tmp_path):
+    experiment = build_first_stage(get_config('autoencoder_shapes', 'bottleneck=vq,smoke').to_dict())
+    x = np.zeros((1, *experiment.source.image_shape), np.float32)
+    params = experiment.task.network.init(jax.random.key(0), x)['params']
+    encode_dataset(experiment.task.network, params, experiment.dataset, experiment.encoding, tmp_path)
+    latents = open_source('digits_latents', 'test', data_dir=tmp_path / 'latents', annotations=('tokens',))
+    there, images = latents.read(range(5)), experiment.test.read(range(5))['image']
+    code = experiment.task.network.apply({'params': params}, images / np.float32(127.5) - 1, method='encode')
+    np.testing.assert_array_equal(there['tokens'], code.tokens)
+    np.testing.assert_allclose(there['mean'], code.codes, atol=1e-3)
+    assert not there['std'].any()
