@@ -1,6 +1,6 @@
 """Decoding in pieces, for pictures that do not fit in memory at once.
 
-The latents are cut into squares that overlap, each is decoded by itself, one after the other, and where pictures overlap
+The latents are cut into squares that overlap, each is decoded by itself, one after the other, and where pictures meet
 they are blended: picture i counts by a weight that rises in a line from its edge over the overlap,
 
     x(p) = sum_i w_i(p) x_i(p) / sum_i w_i(p)                                                                        (1)
