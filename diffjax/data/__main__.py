@@ -11,8 +11,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m diffjax.data',
         description='Prepare and describe datasets.',
-        epilog='NAME is digits or shapes (embedded, prepared by themselves on first use), imagenet256_latents or '
-        'imagenet512_latents (from your own shards), or an image dataset of TFDS, for example cifar10.',
+        epilog='NAME is digits, shapes, moving_digits or moving_shapes (embedded, prepared by themselves on first '
+        'use), imagenet256_latents or imagenet512_latents (from your own shards), or an image dataset of TFDS, for '
+        'example cifar10.',
     )
     commands = parser.add_subparsers(dest='command', required=True)
     prepare = commands.add_parser('prepare', help='write a dataset to disk as array_record')

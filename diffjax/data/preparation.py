@@ -1,8 +1,9 @@
 """Writing datasets to disk as array_record, and the clear words when one is not there.
 
-Our own builders live beside this file: `digits` (its images come inside scikit-learn) and `shapes` (drawn here), both
-embedded, and `imagenet256_latents` and `imagenet512_latents`, written from shards that the user computed. Any other
-name is a builder of TFDS itself, which needs TensorFlow once, to download and to write; reading never does.
+Our own builders live beside this file: `digits` (its images come inside scikit-learn), `shapes` (drawn here) and clips
+of both in motion, `moving_digits` and `moving_shapes`, all embedded; and `imagenet256_latents` and
+`imagenet512_latents`, written from shards that the user computed. Any other name is a builder of TFDS itself, which
+needs TensorFlow once, to download and to write; reading never does.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-EMBEDDED = ('digits', 'shapes')
+EMBEDDED = ('digits', 'shapes', 'moving_digits', 'moving_shapes')
 LATENTS = ('imagenet256_latents', 'imagenet512_latents')
 OURS = (*EMBEDDED, *LATENTS)
 

@@ -1,10 +1,11 @@
 """Opening a prepared dataset: `open_source(name, split) -> Source`, random access to examples as NumPy arrays.
 
-Any TFDS dataset with a feature `image` (and, if it has one, a class feature `label`) is an image source; one with the
-features `mean` and `std` is a source of latents. Files are read as array_record through TFDS's `as_data_source`,
-without TensorFlow and without the network.
+Any TFDS dataset with a feature `image` (and, if it has one, a class feature `label`) is an image source; one with a
+tensor `video` `[T, H, W, C]` is a source of clips; one with the features `mean` and `std` is a source of latents. Files
+are read as array_record through TFDS's `as_data_source`, without TensorFlow and without the network.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -26,7 +27,8 @@ from diffjax.data.preparation import (
     resolve_data_dir,
 )
 
-DELIVERED = ('image', 'mean', 'std', 'label')  # unasked
+KINDS = {'image': ('image',), 'video': ('video',), 'latent': ('mean', 'std')}  # kind -> what its examples hold
+DELIVERED = (*(name for names in KINDS.values() for name in names), 'label')  # unasked
 
 
 class CorruptExample(ValueError):
@@ -37,15 +39,15 @@ class CorruptExample(ValueError):
 class Source:
     """One split of a dataset, with the facts that a model needs.
 
-    `source[i]` is a dict of NumPy arrays: `image` uint8 `[H, W, C]` for kind 'image', `mean` and `std` float
-    `[H, W, C]` for kind 'latent', and `label`, an int32 scalar, where the dataset has one (`num_classes` > 0). Beside
-    them stand the `annotations` that were asked for, under their own names.
+    `source[i]` is a dict of NumPy arrays: `image` uint8 `[H, W, C]` for kind 'image', `video` uint8 `[T, H, W, C]` for
+    kind 'video', `mean` and `std` float `[H, W, C]` for kind 'latent', and `label`, an int32 scalar, where the dataset
+    has one (`num_classes` > 0). Beside them stand the `annotations` that were asked for, under their own names.
     """
 
     name: str
     split: str
-    kind: str  # 'image' or 'latent'
-    image_shape: tuple[int, int, int]  # [H, W, C]; of the latents for kind 'latent'
+    kind: str  # 'image', 'video' or 'latent'
+    image_shape: tuple[int, ...]  # [H, W, C], of the latents for kind 'latent'; [T, H, W, C] for kind 'video'
     num_classes: int  # 0: no labels
     num_bytes: int  # of all examples, decoded
     records: Sequence[dict[str, Any]]
@@ -53,6 +55,8 @@ class Source:
     features: Mapping[str, Any] = field(default_factory=dict)  # TFDS's connectors of all that a record holds
     cropped: bool = False  # images are cut to their middle square and resized
     moments: Mapping[str, Any] = field(default_factory=dict)  # `mean` and `std` [C] of drawn latents, where known
+    frame_rate: float = 0.0  # of clips, in frames per second; 0: not known
+    frames: tuple[int | None, ...] = (None,)  # of `slice`: those that clips are read with
 
     @property
     def num_examples(self) -> int:
@@ -77,6 +81,8 @@ class Source:
                 raise CorruptExample(
                     f'The image of example {index} of {self.name!r}, split {self.split!r}, cannot be decoded: {error}'
                 ) from error
+        elif self.kind == 'video':
+            example = {'video': record['video'][slice(*self.frames)]}
         else:
             example = {'mean': record['mean'], 'std': record['std']}
         if self.num_classes:
@@ -96,6 +102,26 @@ class Source:
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
+
+    def clipped(self, num_frames: int, stride: int = 1) -> 'Source':
+        """Clips of so many frames: the first, and every `stride`-th. Annotations stay those of the whole clip.
+
+        Raises ValueError where the clips are too short.
+        """
+        whole = self.image_shape[0]
+        most = -(-whole // stride)
+        if not 1 <= num_frames <= most:
+            raise ValueError(
+                f'{self.name!r} has clips of {whole} frames, of which with stride {stride} from 1 to {most} can be '
+                f'taken, and not {num_frames}'
+            )
+        return dataclasses.replace(
+            self,
+            image_shape=(num_frames, *self.image_shape[1:]),
+            num_bytes=self.num_bytes // whole * num_frames,
+            frame_rate=self.frame_rate / stride,
+            frames=(0, num_frames * stride, stride),
+        )
 
 
 def _find_builder(name: str, data_dir: str | os.PathLike | None):
@@ -118,28 +144,31 @@ def _find_builder(name: str, data_dir: str | os.PathLike | None):
 
 def _facts(name: str, features: Mapping[str, Any], resolution: int) -> dict[str, Any]:
     """Kind, image shape, number of classes and decoded bytes per example. Raises ValueError for other datasets."""
-    if 'image' in features:
-        kind, names = 'image', ('image',)
-    elif 'mean' in features and 'std' in features:
-        kind, names = 'latent', ('mean', 'std')
-    else:
+    kind = next((kind for kind, names in KINDS.items() if all(name in features for name in names)), None)
+    if kind is None:
         raise ValueError(f'{name!r} is no image dataset: its features are {sorted(features)}, none called image.')
-    shape = features[names[0]].shape
+    feature, rank = features[KINDS[kind][0]], 4 if kind == 'video' else 3
+    shape = feature.shape
+    if resolution and kind == 'video':
+        raise ValueError(f'dataset.resolution crops images, and {name!r} has clips: leave it at 0.')
     if resolution and kind == 'image':
         shape = (resolution, resolution, *shape[2:])
-    if len(shape) != 3 or None in shape or (kind == 'image' and shape[-1] not in (1, 3, 4)):
-        raise ValueError(
-            f'{name!r} has images of shape {shape}; batches need one fixed [H, W, C], C = 1, 3 or 4: give a '
-            'dataset.resolution, such as 256, to which they are cropped.'
+    if len(shape) != rank or None in shape or (kind != 'latent' and shape[-1] not in (1, 3, 4)):
+        right = (
+            'clips are tensors of one fixed [T, H, W, C], C = 1, 3 or 4.'
+            if kind == 'video'
+            else 'batches need one fixed [H, W, C], C = 1, 3 or 4: give a dataset.resolution, such as 256, to which '
+            'they are cropped.'
         )
-    dtype = np.dtype(features[names[0]].np_dtype)
-    if kind == 'image' and dtype != np.uint8:
-        raise ValueError(f'{name!r} has images of type {dtype}, expected uint8.')
+        raise ValueError(f'{name!r} has {kind}s of shape {shape}; {right}')
+    dtype = np.dtype(feature.np_dtype)
+    if kind != 'latent' and dtype != np.uint8:
+        raise ValueError(f'{name!r} has {kind}s of type {dtype}, expected uint8.')
     return {
         'kind': kind,
         'image_shape': tuple(shape),
         'num_classes': getattr(features.get('label'), 'num_classes', None) or 0,
-        'num_bytes': len(names) * math.prod(shape) * dtype.itemsize,
+        'num_bytes': len(KINDS[kind]) * math.prod(shape) * dtype.itemsize,
         'cropped': bool(resolution),
     }
 
@@ -183,7 +212,7 @@ def open_source(
 ) -> Source:
     """Open a split of a dataset that is on disk.
 
-    The embedded ones (`digits`) are written on their first use, which takes seconds and no network.
+    The embedded ones (`digits`, say) are written on their first use, which takes seconds and no network.
 
     Args:
       name: `digits`, `imagenet256_latents`, or any prepared TFDS image dataset, `name[/config][:version]`.
@@ -214,9 +243,16 @@ def open_source(
             f'and run: python -m diffjax.data prepare {name}'
         ) from error
     facts['num_bytes'] = (facts['num_bytes'] + num_bytes) * len(records)
-    moments = ((builder.info.metadata or {}).get('latents') or {}).get(split.partition('[')[0], {})
+    metadata = builder.info.metadata or {}
     return Source(
-        name=name, split=split, records=records, annotations=readers, features=features, moments=moments, **facts
+        name=name,
+        split=split,
+        records=records,
+        annotations=readers,
+        features=features,
+        moments=(metadata.get('latents') or {}).get(split.partition('[')[0], {}),
+        frame_rate=float(metadata.get('frame_rate') or 0),
+        **facts,
     )
 
 

@@ -1,6 +1,6 @@
 """What happens to a batch on the device: bytes to [-1, 1] (and into bins), random flips, draws from latent posteriors.
 
-x0 = byte / 127.5 - 1                           (1)  images
+x0 = byte / 127.5 - 1                           (1)  images, clips
 x0 = scale * (mean + std * eps - shift), eps ~ N(0, I)  (2)  latents; Rombach et al. 2022, appendix G
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from diffjax.data.sources import DELIVERED
 
 STABLE_DIFFUSION_SCALE = 0.18215
 BYTE_WIDTH = 1 / 127.5  # the distance between bytes after (1)
@@ -27,32 +29,32 @@ def prepare(
     scale: float | np.ndarray = STABLE_DIFFUSION_SCALE,
     shift: float | np.ndarray = 0.0,
 ) -> dict[str, jax.Array]:
-    """A batch as delivered -> `x0` float32 `[B, H, W, C]` and `label` int32 `[B]`, zeros where there are no labels.
+    """A batch as delivered -> `x0` float32 `[B, ..., C]` and `label` int32 `[B]`, zeros where there are no labels.
 
     Annotations pass through as they are. Raises ValueError for a flip beside them: they would be those of the original.
 
     Args:
-      batch: `image` uint8 `[B, H, W, C]`, by (1), or `mean` and `std` `[B, H, W, C]`, by (2); and perhaps `label`, and
-        annotations under names of their own.
+      batch: `image` uint8 `[B, H, W, C]` or `video` `[B, T, H, W, C]`, by (1), or `mean` and `std` `[B, H, W, C]`, by
+        (2); and perhaps `label`, and annotations under names of their own.
       key: of the flips and of the latents' draws; with images and flip=False nothing is drawn.
-      flip: mirror each example left to right with probability 1/2. A mirrored latent only approximates the latent of
-        the mirrored image: for exactness write both into the dataset.
+      flip: mirror each example left to right with probability 1/2, all frames of a clip alike. A mirrored latent only
+        approximates the latent of the mirrored image: for exactness write both into the dataset.
       scale, shift: of latents, one number or one for each channel. The default brings Stable Diffusion's to unit
         variance.
     """
-    annotations = {name: a for name, a in batch.items() if name not in ('image', 'mean', 'std', 'label')}
+    annotations = {name: a for name, a in batch.items() if name not in DELIVERED}
     if flip and annotations:
         raise ValueError(f'dataset.flip mirrors images and not what is known of them ({", ".join(annotations)})')
     flip_key, noise_key = jax.random.split(key)
-    if 'image' in batch:
-        x0 = batch['image'].astype(jnp.float32) / 127.5 - 1
+    if pixels := [batch[name] for name in ('image', 'video') if name in batch]:
+        x0 = pixels[0].astype(jnp.float32) / 127.5 - 1
     else:
         mean, std = batch['mean'].astype(jnp.float32), batch['std'].astype(jnp.float32)
         keys = _example_keys(noise_key, len(mean))
         x0 = scale * (mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys) - shift)
     if flip:
         flipped = jax.vmap(jax.random.bernoulli)(_example_keys(flip_key, len(x0)))
-        x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
+        x0 = jnp.where(flipped.reshape(-1, *[1] * (x0.ndim - 1)), x0[..., ::-1, :], x0)
     label = batch['label'].astype(jnp.int32) if 'label' in batch else jnp.zeros(len(x0), jnp.int32)
     return {'x0': x0, 'label': label, **annotations}
 

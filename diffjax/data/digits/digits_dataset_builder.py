@@ -55,17 +55,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = np.rint(digits.images * 255 / MAX_INK).astype(np.uint8)
-        # RandomState, because NumPy freezes its stream for ever, while that of default_rng may change between releases.
-        order = np.random.RandomState(PERMUTATION_SEED).permutation(len(images))  # noqa: NPY002
-        return {
-            'train': self._generate_examples(images, digits.target, order[:NUM_TRAIN]),
-            'test': self._generate_examples(images, digits.target, order[NUM_TRAIN:]),
-        }
+        return {split: self._generate_examples(*digits) for split, digits in split_digits().items()}
 
     def _generate_examples(self, images, labels, ids):
-        for position, i in enumerate(ids):
-            yield position, {'image': _png(images[i]), 'label': int(labels[i]), 'id': int(i)}
+        images = np.rint(images * 255 / MAX_INK).astype(np.uint8)
+        for position, (image, label, i) in enumerate(zip(images, labels, ids)):
+            yield position, {'image': _png(image), 'label': int(label), 'id': int(i)}
+
+
+def split_digits() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """split -> (ink [N, 8, 8] from 0 to 16, classes [N], places in scikit-learn's order [N])."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # RandomState, because NumPy freezes its stream for ever, while that of default_rng may change between releases.
+    order = np.random.RandomState(PERMUTATION_SEED).permutation(len(digits.images))  # noqa: NPY002
+    ids = {'train': order[:NUM_TRAIN], 'test': order[NUM_TRAIN:]}
+    return {split: (digits.images[chosen], digits.target[chosen], chosen) for split, chosen in ids.items()}

@@ -37,16 +37,22 @@ def draw(scene: Scene, side: int = SIDE) -> Picture:
             slice(max(int((centre - reach * thing.radius) * side), 0), int((centre + reach * thing.radius) * side) + 2)
             for centre in (thing.y, thing.x)
         )
-        distance, light = solid(thing, x[around], y[around])
-        coverage = np.clip(0.5 - distance * thing.radius * side, 0, 1)[..., None]
-        color = np.array(list(COLORS.values())[thing.color], np.float64)
-        shaded = np.clip(color * np.clip(light, 0, 1)[..., None] + 70 * np.clip(light - 1, 0, 1)[..., None], 0, 255)
+        coverage, shaded = layer(thing, x[around], y[around], 1 / side)
         image[around] += coverage * (shaded - image[around])
         seen = coverage[..., 0] > 0.5
         segmentation[around][seen] = i + 1
         offset = [part.start / side for part in around]
         boxes[i] = np.add(_box(seen, side), offset * 2)
     return Picture(np.rint(image).astype(np.uint8), segmentation, edge_map(segmentation), boxes)
+
+
+def layer(thing: Object, x: np.ndarray, y: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """(opacity [..., 1] by (1), colour [..., 3]) of a solid at points [...] of a picture; pixel: their distance."""
+    distance, light = solid(thing, x, y)
+    coverage = np.clip(0.5 - distance * thing.radius / pixel, 0, 1)[..., None]
+    color = np.array(list(COLORS.values())[thing.color], np.float64)
+    shaded = color * np.clip(light, 0, 1)[..., None] + 70 * np.clip(light - 1, 0, 1)[..., None]
+    return coverage, np.clip(shaded, 0, 255)
 
 
 def background(background, x: np.ndarray, y: np.ndarray) -> np.ndarray:

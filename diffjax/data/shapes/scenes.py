@@ -1,8 +1,8 @@
 """What stands in a scene: one to four solids, where, before what background, and a caption that is true of it.
 
 A scene is a pure function of its split and index. Every choice reads the next uniform number of a stream that belongs
-to this index alone (the raw words of Philox, whose values are fixed for ever), so that scene i is the same whichever
-others are made, on any machine and with any release of NumPy.
+to this index alone (`data/streams.py`), so that scene i is the same whichever others are made, on any machine and with
+any release of NumPy.
 
 Objects come in groups that share shape, colour and size, at most three of them. The caption names every group; a
 relation that it states holds between each member of the one and each of the other:
@@ -13,10 +13,11 @@ relation that it states holds between each member of the one and each of the oth
 Coordinates are fractions of the picture's side, x to the right and y down. Later objects stand in front.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from diffjax.data.streams import Stream
 
 SHAPES = ('cube', 'sphere', 'cone', 'cylinder')
 COLORS = {
@@ -81,24 +82,11 @@ class Scene(NamedTuple):
         return self.subject[0] * len(COLORS) + self.subject[1]
 
 
-class Stream:
-    """Uniform numbers of one example."""
-
-    def __init__(self, split: str, index: int):
-        self._bits = np.random.Philox(key=SPLIT_KEYS[split], counter=[0, 0, 0, index])
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * (int(self._bits.random_raw()) >> 11) * 2.0**-53
-
-    def choice(self, options: Sequence):
-        return options[int(self.uniform() * len(options))]
-
-
 def scene(split: str, index: int) -> Scene:
     """Scene `index` of a split, 'train' or 'test'. Raises ValueError for another split or a negative index."""
     if split not in SPLIT_KEYS or index < 0:
         raise ValueError(f'shapes has the splits {", ".join(SPLIT_KEYS)} with indices from 0; got {split!r}, {index}')
-    stream = Stream(split, index)
+    stream = Stream(SPLIT_KEYS[split], index)
     kinds = _kinds(stream, split)
     counts = stream.choice([grouping for grouping in GROUPINGS if len(grouping) == len(kinds)])
     members = [kind for kind, count in zip(kinds, counts) for _ in range(count)]
