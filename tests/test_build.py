@@ -86,6 +86,7 @@ NEEDED = {
     'UNet': {'base_channels': 8},
     'UViT': {'patch_size': 2, 'hidden_size': 32, 'depth': 3, 'num_heads': 2},
     'Shifted': {'base': 'cosine', 'shift': 3.0},
+    'SpaceTimeUNet': {'base_channels': 32, 'temporal_downsampling': (0,)},
     'times': {'values': [1.0, 0.8, 0.6, 0.3, 0.0]},
 }
 

@@ -40,7 +40,7 @@ MISTAKES = [
     ('network.num_classes', 7, ['network.num_classes is 7', 'needs 10']),
     ('network.out_channels', 3, ['network.out_channels is 3', 'needs 1']),
     ('network.name', 'resnet', ["network: unknown name 'resnet'", 'valid: DiT, EDM2', 'UNet, UViT']),
-    ('optimizer.name', 'lion', ["optimizer: unknown name 'lion'", 'valid: adam, adamw, sgd']),
+    ('optimizer.name', 'lion', ["optimizer: unknown name 'lion'", 'valid: adam, adamw, muon, sgd']),
     ('sampler.solver', 'unipd', ["sampler.solver: unknown name 'unipd'", 'did you mean unipc?', 'heun']),
     ('sampler.solver', 'ddim:etta=1', ["sampler.solver 'ddim': unknown key 'etta'", 'did you mean eta?']),
     ('sampler.solver', 'ddim:eta', ['options are written name:option=value', "'eta'"]),
