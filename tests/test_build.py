@@ -87,6 +87,7 @@ NEEDED = {
     'UViT': {'patch_size': 2, 'hidden_size': 32, 'depth': 3, 'num_heads': 2},
     'Shifted': {'base': 'cosine', 'shift': 3.0},
     'SpaceTimeUNet': {'base_channels': 32, 'temporal_downsampling': (0,)},
+    'VideoDiT': {'patch_size': 2, 'hidden_size': 8, 'depth': 1, 'num_heads': 2},
     'times': {'values': [1.0, 0.8, 0.6, 0.3, 0.0]},
 }
 
