@@ -7,12 +7,16 @@ with smaller ones, each for so many minutes: a step is timed first, and the numb
 stage took to train, and to encode the images, is subtracted from its row. A pixel model is also sampled with as many
 operations as a latent sample costs, by fewer steps. The same command again goes on where it was stopped.
 
+Pixel models predict x0: noise in a large patch is more numbers than a narrow transformer carries (JiT, Li & He 2025,
+arXiv:2511.13720). --targets=x0,velocity shows both.
+
 Into --out go report.md, rows.csv, costs.csv, samples.png (a line of pictures for each row) and a folder for each row.
 """
 
 import argparse
 import copy
 import csv
+import itertools
 import json
 import math
 import sys
@@ -43,6 +47,10 @@ from diffjax.training.sharding import batch_sharding
 
 TIMED_STEPS = 24
 SHOWN = 12
+TARGETS = {  # of pixel models, each with a loss like that of the velocity, bounded at low noise as JiT's is
+    'velocity': {'target': 'velocity', 'weight': 'target', 'times': 'uniform'},
+    'x0': {'target': 'x0', 'weight': 'v', 'times': 'uniform:low=0.05'},
+}
 LOGGED = {'log_every_steps': 200, 'checkpoint_every_steps': 5}  # at most so often in a run
 COSTS = ((1, 3), (2, 4), (4, 8), (8, 16))  # factor by which sides shrink, channels: the numbers of published ones
 
@@ -54,15 +62,18 @@ class Row(NamedTuple):
     spent: float  # seconds that the first stage has taken
 
 
-def rows_of(config: dict[str, Any], out: Path, spent: float) -> list[Row]:
-    """The latent model and its pixel counterparts: patches for as many tokens, and half as large."""
+def rows_of(config: dict[str, Any], out: Path, spent: float, targets: list[str]) -> list[Row]:
+    """The latent model and its pixel counterparts: patches for as many tokens, and half as large, of each target."""
     latents = open_latents(config, out)
     patch = config['network']['patch_size'] * latents.network.factor
     rows = [Row('latents', config, out / 'latents', spent)]
-    for name, size in (('pixels, as many tokens', patch), ('pixels, four times the tokens', patch // 2)):
+    tokens = {'pixels, as many tokens': patch, 'pixels, four times the tokens': patch // 2}
+    for (name, size), target in itertools.product(tokens.items(), targets):
         pixels = {key: copy.deepcopy(value) for key, value in config.items() if key != 'first_stage'}
         pixels['network']['patch_size'] = size
-        rows.append(Row(name, pixels, out / f'pixels_patch{size}', 0.0))
+        if target != config['target']:
+            pixels |= TARGETS[target]
+        rows.append(Row(f'{name}, {target}', pixels, out / f'pixels_patch{size}_{target}', 0.0))
     return rows
 
 
@@ -157,11 +168,13 @@ def figures_of(row: Row, experiment: Experiment, folder: Path) -> dict[str, Any]
     }
 
 
-def at_equal_operations(row: Row, experiment: Experiment, gflops: float) -> tuple[Row, Experiment, Path]:
-    """The same model, sampled in so few steps that a sample costs no more than `gflops`."""
+def at_equal_operations(row: Row, experiment: Experiment, gflops: float) -> tuple[Row, Experiment, Path] | None:
+    """The same model, sampled in so few steps that a sample costs no more than `gflops`; None where it does anyway."""
     sampler, call = experiment.sampler, call_flops(experiment) / 1e9
     per_step = experiment.plan().num_evaluations / sampler.num_steps
     num_steps = max(int(gflops / call / per_step), 1)
+    if num_steps >= sampler.num_steps:
+        return None
     fewer = replace(experiment, sampler=replace(sampler, num_steps=num_steps))
     folder = row.folder / f'{num_steps}steps'
     if not (folder / 'figures.json').exists():
@@ -231,6 +244,9 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     out, config = Path(options.out), load_config(options.config)
     if 'first_stage' not in config:
         raise Stop(f'{options.config} has no section first_stage: give one that learns in latents')
+    targets = options.targets.split(',')
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise Stop(f'--targets are some of {", ".join(TARGETS)} with commas between them, got {unknown[0]!r}')
     if options.data_dir:
         config['dataset']['data_dir'] = config['first_stage']['config']['dataset']['data_dir'] = options.data_dir
     out.mkdir(parents=True, exist_ok=True)
@@ -238,15 +254,11 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise Stop('stopped; the same command goes on from there')
     spent = trained_seconds(find(settings_of(config), out).folder) + encode_seconds(config, out)
     table, pictures = [], []
-    for row in rows_of(config, out, spent):
+    for row in rows_of(config, out, spent, targets):
         experiment = run_row(row, 60 * options.minutes, out)
         parts = [(row, experiment, row.folder)]
-        if (
-            table
-            and row.folder.name.startswith('pixels')
-            and call_flops(experiment) / 1e9 > table[0]['gflops_per_call']
-        ):
-            parts.append(at_equal_operations(row, experiment, table[0]['gflops_per_sample']))
+        if table and (fewer := at_equal_operations(row, experiment, table[0]['gflops_per_sample'])):
+            parts.append(fewer)
         for part in parts:
             table.append(figures_of(*part))
             images = np.load(part[2] / 'samples.npz')['arr_0']
@@ -277,6 +289,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='configs/ldm_shapes.py', help='default: %(default)s')
     parser.add_argument('--minutes', type=float, default=15.0, help='of training for each row; default: %(default)s')
+    parser.add_argument('--targets', default='x0', help='of the pixel models; default: %(default)s')
     parser.add_argument('--data_dir', default='', help='where the dataset lies; default: as the config says')
     parser.add_argument('--out', default='runs/latent_vs_pixel', help='default: %(default)s')
     return parser.parse_args(argv)

@@ -37,7 +37,7 @@ def test_rows_say_what_was_trained_and_what_it_costs(result):
 
 def test_the_first_stage_is_counted(result):
     out, table = result
-    for row, folder in zip(table, ('latents', 'pixels_patch2', 'pixels_patch1')):
+    for row, folder in zip(table, ('latents', 'pixels_patch2_x0', 'pixels_patch1_x0')):
         plan = json.loads((out / folder / 'num_steps.json').read_text())
         left = 60 * MINUTES - row['of_that_first_stage_s']
         assert row['steps'] == plan['num_steps'] == max(round(left / plan['seconds_per_step']), 4)
@@ -73,7 +73,11 @@ def test_again_trains_nothing(study, result, capsys):
 
 @pytest.mark.parametrize(
     'argument, message',
-    [('--config=configs/digits.py:smoke', 'no section first_stage'), ('--minutes=1e-4', 'give more --minutes')],
+    [
+        ('--config=configs/digits.py:smoke', 'no section first_stage'),
+        ('--minutes=1e-4', 'give more --minutes'),
+        ('--targets=eps', "some of velocity, x0 .* got 'eps'"),
+    ],
 )
 def test_refuses(study, result, argument, message, tmp_path):
     out, _ = result
