@@ -1,6 +1,6 @@
 """A variational autoencoder, a generative adversarial network and diffusion, trained on the digits for equally long.
 
-    python experiments/compare_models.py --seconds=120 --out=runs/compare_models
+    python experiments/compare_models.py --seconds=150 --out=runs/compare_models
 
 Each config is trained as it is shipped, but for so many steps as its compiled step makes in --seconds; a short stretch,
 with the data read as in training, says how many. Samples of all are measured by the same code.
@@ -204,7 +204,7 @@ def draw_classes(path: Path, names: list[str], found: list[np.ndarray]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seconds', type=float, default=120.0, help='of training, for each model')
+    parser.add_argument('--seconds', type=float, default=150.0, help='of training, for each model')
     parser.add_argument('--models', default=','.join(MODELS), help=f'of {", ".join(MODELS)}')
     parser.add_argument('--argument', default='', help='of the configs: smoke for a quick look')
     parser.add_argument('--seed', type=int, default=0)
