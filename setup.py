@@ -41,6 +41,7 @@ setup(
     ],
     extras_require={
         'test': TEST,
+        'video': ['imageio-ffmpeg>=0.6.0'],  # samples as MP4
         'cuda12': ['jax[cuda12]>=0.10.2'],
         'cuda13': ['jax[cuda13]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],

@@ -36,7 +36,7 @@ from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings
 from diffjax.tasks import Adversarial, Variational
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings, Trainer
-from diffjax.training.sharding import batch_sharding, make_mesh, replicated
+from diffjax.training.sharding import batch_sharding, make_mesh, num_parts, replicated
 
 KEYS = ('seed', 'task')
 SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'sampler', 'evaluation')
@@ -95,7 +95,9 @@ def build_baseline(config: Mapping[str, Any]) -> Baseline:
         for split in (dataset.split, dataset.test_split)
     )
     if source.kind != 'image':
-        raise ConfigError(f'dataset.name: what draws in one step learns from images, and {dataset.name} has latents')
+        raise ConfigError(
+            f'dataset.name: what draws in one step learns from images, and {dataset.name} has {source.kind}s'
+        )
     task, optimizer = _task(config, source, training.num_steps)
     baseline = Baseline(
         seed=config['seed'],
@@ -160,7 +162,7 @@ def drawing(experiment: Baseline, at_most: int | None = None) -> Callable[..., n
     """
     mesh, task = experiment.mesh, experiment.task
     size = min(experiment.sampler.batch_size, at_most or experiment.sampler.batch_size)
-    size = -(-size // mesh.size) * mesh.size
+    size = -(-size // num_parts(mesh)) * num_parts(mesh)
     everywhere, split = replicated(mesh), batch_sharding(mesh)
 
     def draw(params, labels, key_data, start):

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from diffjax import nets
+from diffjax.clips import as_drawn, check_clips, frame_choice
 from diffjax.components import check_keys, component, literal, parse_component, section
 from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
 from diffjax.core.guidance import Guidance
@@ -26,6 +27,7 @@ from diffjax.core.solvers.plan_records import check_schedule
 from diffjax.core.transforms import Transforms
 from diffjax.data import DatasetNotPrepared, Source, blank_source, open_source, prepare
 from diffjax.evaluation import spaces
+from diffjax.evaluation.clips import one_frame_each
 from diffjax.evaluation.image_sets import ImageSet
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
@@ -36,7 +38,7 @@ from diffjax.tasks import Denoising, Task
 from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
-from diffjax.training.sharding import make_mesh
+from diffjax.training.sharding import make_mesh, over_time
 
 BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
 
@@ -47,9 +49,9 @@ class Drawing:
 
     seed: int
     dataset: DatasetSettings
-    source: Source  # what is learned: images, or latents
+    source: Source  # what is learned: images, clips, or latents
     test: Source | None  # its held-out split
-    images: Source | None  # what samples are compared with, and
+    images: Source | None  # of pixels: what samples are compared with, and
     test_images: Source | None  # its held-out split; None: a dataset of latents alone
     latents: Latents | None  # the first stage, where one is used
     task: Task
@@ -64,16 +66,21 @@ class Drawing:
         return self.sampler.params
 
     @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of what is drawn."""
-        return sample_shape(self.source, self.latents)
+    def sample_shape(self) -> tuple[int, ...]:
+        """[H, W, C] of what is drawn, [T, H, W, C] of clips."""
+        return sample_shape(self.images if self.source.kind == 'video' else self.source, self.latents)
 
     @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """[H, W, C] of the images that samples become; None for latents that nothing here decodes."""
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of what samples become, [H, W, C] or [T, H, W, C]; None for latents that nothing here decodes."""
         if self.latents is not None:
             return self.latents.image_shape(self.sample_shape)
-        return self.source.image_shape if self.source.kind == 'image' else None
+        return None if self.source.kind == 'latent' else self.sample_shape
+
+    @property
+    def frame_rate(self) -> float:
+        """Of the clips that are drawn; 0 where it is not known, or for images."""
+        return self.images.frame_rate if self.images is not None else 0.0
 
     @property
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -94,7 +101,7 @@ class Drawing:
             )
         try:
             reference = read_reference(s.reference) if s.reference else image_reference(images_of(test))
-            check_reference(reference, space, self.image_shape)
+            check_reference(reference, space, self.image_shape[-3:])  # frames are compared as images
         except (ValueError, OSError) as error:
             raise ConfigError(f'evaluation.reference: {error}') from error
         return space, reference
@@ -113,8 +120,10 @@ class Experiment(Drawing):
         if self.latents is not None and self.source.kind == 'image':
             encoding = {'frozen': self.latents.params, 'encode': self.latents.encode}
 
+        frames = frame_choice(self.source, self.dataset)
+
         def prepared(batch, key):
-            return prepare(batch, key, flip=self.dataset.flip, scale=scale, shift=shift)
+            return prepare(batch, key, flip=self.dataset.flip, scale=scale, shift=shift, frames=frames)
 
         return Trainer(
             task=self.task,
@@ -131,7 +140,7 @@ class Experiment(Drawing):
         """(shift, scale) of latents: the first stage's, dataset.latent_scale, or where that is 0 the dataset's own."""
         if self.latents is not None:
             return self.latents.shift, self.latents.scale
-        if self.source.kind == 'image' or self.dataset.latent_scale:
+        if self.source.kind != 'latent' or self.dataset.latent_scale:
             return 0.0, self.dataset.latent_scale
         moments = self.source.moments
         if not moments:
@@ -185,7 +194,7 @@ class Experiment(Drawing):
         trace = component(likelihood, s.likelihood_trace, 'evaluation.likelihood_trace')()
         if not s.num_likelihoods:
             return None
-        if self.source.kind != 'image' or self.latents is not None or self.test is None:
+        if self.source.kind == 'latent' or self.latents is not None or self.test is None:
             raise ConfigError(
                 f'evaluation.num_likelihoods = {s.num_likelihoods} needs held-out images, and there are none: '
                 'bits are those of bytes, and dataset.test_split names the split'
@@ -203,6 +212,7 @@ class Experiment(Drawing):
             'guidance': self.guidance(s),
             'transforms': self.transforms(s),
             'negative_label': s.negative_label,
+            'frame_rate': (s.frame_rate or self.frame_rate) if self.task.knows_frame_rate else None,
         }
 
 
@@ -237,11 +247,16 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
         open_split(dataset, split, for_sampling=for_sampling) if split else None
         for split in (dataset.split, dataset.test_split)
     ]
-    images, test_images = given if given[0].kind == 'image' else (None, None)
     source, test = given
+    if latents is not None and source.kind == 'video':
+        raise ConfigError(f'first_stage makes latents of images, and {source.name} has clips')
+    rate = sampler.frame_rate
+    images, test_images = (each and as_drawn(each, dataset, rate) for each in given)
+    images, test_images = (None, None) if source.kind == 'latent' else (images, test_images)
     if latents is not None and images is not None:
         source, test = (each and latents.source(each) for each in given)
-    task = build_task(config, objective, source.num_classes, sample_shape(source, latents)[-1])
+    task = build_task(config, objective, source.num_classes, sample_shape(source, latents)[-1], mesh)
+    check_clips(source, dataset, training.batch_size // training.num_microbatches, rate, told=task.knows_frame_rate)
     experiment = Experiment(
         seed=config['seed'],
         dataset=dataset,
@@ -275,8 +290,8 @@ def open_split(dataset: DatasetSettings, split: str, *, for_sampling: bool, anno
         return blank_source(dataset.name, split, data_dir=data_dir)
 
 
-def sample_shape(source: Source, latents: Latents | None) -> tuple[int, int, int]:
-    """[H, W, C] of what is denoised, given what is read."""
+def sample_shape(source: Source, latents: Latents | None) -> tuple[int, ...]:
+    """[H, W, C] or [T, H, W, C] of what is denoised, given what is read."""
     if latents is not None and source.kind == 'image':
         return latents.shape(source.image_shape)
     return source.image_shape
@@ -304,7 +319,7 @@ def build_loss(config: Mapping[str, Any]) -> Loss:
     )
 
 
-def build_task(config: Mapping[str, Any], objective: Loss, num_classes: int, channels: int) -> Denoising:
+def build_task(config: Mapping[str, Any], objective: Loss, num_classes: int, channels: int, mesh: Mesh) -> Denoising:
     """The network, fitted to the dataset, and its task.
 
     `num_classes` and `out_channels` follow from the dataset; a section `network` may name them too, such as one that
@@ -325,21 +340,27 @@ def build_task(config: Mapping[str, Any], objective: Loss, num_classes: int, cha
     if config['label_drop'] and not null_label:
         raise ConfigError(f'label_drop = {config["label_drop"]} needs a null label: network.null_label=True has one')
     return Denoising(
-        model=nets.as_model(network),
+        model=over_time(nets.as_model(network), mesh),
         objective=objective,
         num_classes=fitted['num_classes'],
         label_drop=config['label_drop'],
         null_label=null_label,
+        image_fraction=config['dataset'].get('image_fraction', 0.0),
+        knows_frame_rate=getattr(network, 'frame_rate_frequencies', 0) > 0,
     )
 
 
 def images_of(source: Source) -> ImageSet:
-    """A split's images, read as they are asked for."""
+    """A split's images, or one frame of each clip, read as they are asked for."""
+
+    def part(start, stop):
+        pixels = source.read(range(start, stop))[source.kind]
+        return one_frame_each(pixels, start) if source.kind == 'video' else pixels
 
     def parts(start, stop, size):
-        return (source.read(range(i, min(i + size, stop)))['image'] for i in range(start, stop, size))
+        return (part(i, min(i + size, stop)) for i in range(start, stop, size))
 
-    return ImageSet(f'{source.name} {source.split}', (len(source), *source.image_shape), parts)
+    return ImageSet(f'{source.name} {source.split}', (len(source), *source.image_shape[-3:]), parts)
 
 
 def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:

@@ -114,7 +114,7 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
         for split in (dataset.split, dataset.test_split)
     )
     if source.kind != 'image':
-        raise ConfigError(f'dataset.name: an autoencoder learns from images, and {dataset.name} has latents')
+        raise ConfigError(f'dataset.name: an autoencoder learns from images, and {dataset.name} has {source.kind}s')
     network = component(nets.autoencoder, config['network'], 'network', out_channels=source.image_shape[-1])()
     task, frozen = _task(config['task'], network)
     if training.init_from and task.averages_codes:

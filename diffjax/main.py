@@ -222,7 +222,8 @@ def sample_run(workdir: Path) -> None:
     stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{experiment.sampler.file_name}-seed{FLAGS.seed}'
     if jax.process_index():
         return
-    archive, picture = save_samples(stem.with_name(stem.name.replace('.', '_')), to_output(experiment, x), labels)
+    stem, rate = stem.with_name(stem.name.replace('.', '_')), experiment.frame_rate
+    archive, picture = save_samples(stem, to_output(experiment, x), labels, rate)
     say(f'{len(labels)} samples at step {step}: {picture} and {archive}')
 
 

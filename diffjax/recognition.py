@@ -107,7 +107,7 @@ def build_recognition(config: Mapping[str, Any]) -> RecognitionRun:
     asked = options.pop('questions')
     probe = open_split(dataset, dataset.split, for_sampling=False)
     if probe.kind != 'image':
-        raise ConfigError(f'dataset.name: a recogniser learns from images, and {dataset.name} has latents')
+        raise ConfigError(f'dataset.name: a recogniser learns from images, and {dataset.name} has {probe.kind}s')
     known = {'num_shapes': len(SHAPES), 'num_colors': len(COLORS), 'num_sizes': len(SIZES), 'max_objects': MAX_OBJECTS}
     answers = component(questions, asked, 'task.questions', **known, num_classes=probe.num_classes)()
     if not answers.num_choices:

@@ -18,14 +18,15 @@ from diffjax.build import Drawing, Experiment, images_of
 from diffjax.core.likelihood import bits_per_dimension
 from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
-from diffjax.data import BYTE_WIDTH, dequantize, read_all
+from diffjax.data import BYTE_WIDTH, Source, dequantize, read_all
+from diffjax.evaluation import clips
 from diffjax.evaluation.image_sets import image_array
 from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.references import reference_figures
 from diffjax.evaluation.report import class_figures, evaluate_samples, write_report
 from diffjax.run import balanced_labels, drawing, to_output
-from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.sharding import batch_sharding, num_parts, replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
 
@@ -36,11 +37,12 @@ def finished(workdir: str | os.PathLike, num_steps: int) -> bool:
     return path.exists() and json.loads(path.read_text())['step'] >= num_steps
 
 
-def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray) -> tuple[Path, Path]:
+def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray, frame_rate: float = 0.0) -> tuple[Path, Path]:
     """(STEM.npz, STEM.png): the samples with their labels, and a grid of them by class.
 
     uint8 images are stored as `arr_0`, where ADM's evaluator and others look for them. Latents are stored as `latents`,
-    and the grid shows their first channels.
+    and the grid shows their first channels. Clips are `arr_0` too, STEM.png is a sheet with a clip in each row, and
+    beside it they move: STEM.gif and, with imageio-ffmpeg, STEM.mp4, `frame_rate` frames per second; 0: 8 of them.
     """
     archive, picture = stem.with_suffix('.npz'), stem.with_suffix('.png')
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +55,21 @@ def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray) -> tuple[Pa
         shown = np.clip((images - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
     if shown.shape[-1] not in (1, 3):
         shown = shown[..., : 3 if shown.shape[-1] > 3 else 1]
-    sample_grid(shown, labels, path=picture)
+    if not clips.is_clip(shown.shape[1:]):
+        sample_grid(shown, labels, path=picture)
+        return archive, picture
+    clips.contact_sheet(shown, labels, picture)
+    moving = clips.side_by_side(shown, labels)
+    clips.write_gif(moving, stem.with_suffix('.gif'), frame_rate)
+    if clips.can_write_mp4():
+        clips.write_mp4(moving, stem.with_suffix('.mp4'), frame_rate)
     return archive, picture
+
+
+def all_images(source: Source) -> dict[str, np.ndarray]:
+    """A whole split as `image` and perhaps `label`; of clips one frame each."""
+    arrays = read_all(source)
+    return {**arrays, 'image': clips.one_frame_each(arrays['video'])} if source.kind == 'video' else arrays
 
 
 def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, float]]:
@@ -62,6 +77,7 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
     if experiment.test is None:
         return []
     count = min(len(experiment.test), HELD_OUT_EXAMPLES)
+    size = min(count, experiment.sampler.batch_size)
     trainer, task = experiment.trainer(), experiment.task
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
@@ -71,18 +87,24 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
         return batch if trainer.encode is None else trainer.encode(frozen, batch, key)
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
-    def losses(params, batch, t):
-        key = jax.random.split(jax.random.key(experiment.seed))[0]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    def losses(params, batch, t, start):
+        keys = sample_keys(jax.random.split(jax.random.key(experiment.seed))[0], size, start)
         return task.losses_at(params, batch, t, keys)
 
-    batch = prepared(trainer.frozen, experiment.test.read(range(count)))
+    batch = jax.tree.map(np.asarray, prepared(trainer.frozen, experiment.test.read(range(count))))
+    parts = {start: _part(batch, start, size) for start in range(0, count, size)}
 
     def loss_at(t):
-        values = np.asarray(losses(params, batch, np.float32(t)), np.float64)
+        values = [losses(params, part, np.float32(t), np.int32(start)) for start, part in parts.items()]
+        values = np.concatenate([np.asarray(part, np.float64) for part in values])[:count]
         return values.mean(), values.std() / np.sqrt(count)
 
     return loss_by_noise_level(loss_at, experiment.evaluation.noise_levels)
+
+
+def _part(batch: PyTree, start: int, size: int) -> PyTree:
+    """Examples start to start + size, the last ones repeated where there are not so many."""
+    return jax.tree.map(lambda a: np.resize(a[start : start + size], (size, *a.shape[1:])), batch)
 
 
 def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, float]:
@@ -99,23 +121,21 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
         return {}
     count = min(settings.num_likelihoods, len(experiment.test))
     size = min(count, max(experiment.sampler.batch_size // trace.num_directions(num_dimensions), 1))
-    size = -(-size // mesh.size) * mesh.size
+    size = -(-size // num_parts(mesh)) * num_parts(mesh)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def bits_of(params, batch, start):
         keys = sample_keys(jax.random.key(experiment.seed), size, start)
         batch, keys = jax.lax.with_sharding_constraint((batch, keys), batch_sharding(mesh))
         bins, probes = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        x0 = dequantize(batch['image'], bins)
+        x0 = dequantize(batch[experiment.source.kind], bins)
         options = {'trace': trace, 't_min': settings.likelihood_t_min, 'tolerance': settings.likelihood_tolerance}
         result = task.log_likelihood(params, {**batch, 'x0': x0}, probes, **options)
         return bits_per_dimension(result.log_density, num_dimensions, BYTE_WIDTH), result.num_evaluations
 
-    images = {'label': np.zeros(count, np.int32)} | experiment.test.read(range(count))
-    parts = {
-        start: jax.tree.map(lambda a: np.resize(a[start : start + size], (size, *a.shape[1:])), images)  # noqa: B023
-        for start in range(0, count, size)
-    }
+    rates = np.full(count, experiment.frame_rate, np.float32)
+    images = {'label': np.zeros(count, np.int32), 'frame_rate': rates} | experiment.test_images.read(range(count))
+    parts = {start: _part(images, start, size) for start in range(0, count, size)}
     compiled = bits_of.lower(params, parts[0], np.int32(0)).compile()
     bits, evaluations, began = [], [], time.perf_counter()
     for start, part in parts.items():
@@ -135,12 +155,15 @@ def held_out_likelihood(experiment: Experiment, params: PyTree) -> dict[str, flo
 def image_figures(
     experiment: Drawing, images: np.ndarray, labels: np.ndarray, *, progress: bool = False
 ) -> dict[str, Any]:
-    """How good the samples are as images. {} for latents alone, and without anything real to compare them with.
+    """How good the samples are as images, or one frame of each. {} for latents alone, and without anything real.
 
     In Inception's features, or against a reference: ADM's figures, by all processes together. Over pixels against the
     test split: all that there is, by process 0 alone.
     """
     settings, source, test = experiment.evaluation, experiment.images, experiment.test_images
+    what = 'images'
+    if clips.is_clip(images.shape[1:]):
+        images, what = clips.one_frame_each(images), 'clips, one frame of each'
     classifier = {} if settings.classifier == 'svc' and test is not None and test.num_classes else None
     figures: dict[str, Any] = {}
     if comparison := experiment.comparison():
@@ -149,10 +172,10 @@ def image_figures(
         samples = image_array('samples', images)
         figures |= reference_figures(samples, reference, space, real=real, progress=progress)
         if classifier is not None and not jax.process_index():
-            figures |= class_figures(images, labels, read_all(source), read_all(test), classifier)
+            figures |= class_figures(images, labels, all_images(source), all_images(test), classifier)
     elif test is not None and not jax.process_index():
-        figures |= {'features': 'pixels', 'reference': f'{test.name} {test.split} ({len(test):,} images)'}
-        figures |= evaluate_samples(images, labels, read_all(source), read_all(test), classifier=classifier)
+        figures |= {'features': 'pixels', 'reference': f'{test.name} {test.split} ({len(test):,} {what})'}
+        figures |= evaluate_samples(images, labels, all_images(source), all_images(test), classifier=classifier)
     return figures
 
 
@@ -217,7 +240,13 @@ def write_results(
 ) -> dict[str, Any]:
     """The figures with what the drawing took; samples, the curve of the loss, report.md and figures.json written."""
     figures = figures | {'seconds_per_sample': drawn.seconds / len(drawn.labels)}
-    shown = {'Samples': save_samples(workdir / 'samples', drawn.images, drawn.labels)[1], **(pictures or {})}
+    stem = workdir / 'samples'
+    shown = {'Samples': save_samples(stem, drawn.images, drawn.labels, experiment.frame_rate)[1]}
+    if clips.is_clip(drawn.images.shape[1:]):
+        shown['Samples in motion'] = stem.with_suffix('.gif')
+        mp4 = 'samples.mp4 shows the same' if clips.can_write_mp4() else clips.HOW_TO_GET_MP4
+        summary += f' Each row of the sheet is a clip; {mp4}.'
+    shown |= pictures or {}
     if curve := loss_curve(workdir):
         yscale = 'log' if min(curve[1]) > 0 else 'linear'  # of densities it falls below 0
         line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale=yscale)

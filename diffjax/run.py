@@ -30,7 +30,7 @@ from diffjax.training.posthoc_ema import (
     power_profiles,
     reconstruct,
 )
-from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.sharding import batch_sharding, num_parts, replicated
 from diffjax.training.snapshots import Snapshots
 
 MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded to; larger ones to powers of 2
@@ -46,19 +46,20 @@ class Sampler:
 
     def __init__(self, task: Denoising, shape: tuple[int, ...], mesh: jax.sharding.Mesh, batch_size: int):
         self._mesh, self._task = mesh, task
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        parts = num_parts(mesh)
+        self.batch_size = -(-batch_size // parts) * parts
         self.num_traces = 0
 
         everywhere, split = replicated(mesh), batch_sharding(mesh)
 
-        def draw(params, plan, guidance, transforms, labels, baseline, key_data, start):
+        def draw(params, plan, guidance, transforms, labels, baseline, key_data, start, frame_rate):
             self.num_traces += 1  # runs when traced, not when called
             keys = sample_keys(jax.random.wrap_key_data(key_data), self.batch_size, start)
             labels, baseline, keys = jax.lax.with_sharding_constraint((labels, baseline, keys), split)
-            return task.sample(params, (), plan, guidance, labels, keys, shape, baseline, transforms)
+            return task.sample(params, (), plan, guidance, labels, keys, shape, baseline, transforms, frame_rate)
 
         # Arguments are NumPy arrays, alike on every process, which jit takes only where they are not to be split.
-        self._draw = jax.jit(draw, in_shardings=(None, *[everywhere] * 7), out_shardings=everywhere)
+        self._draw = jax.jit(draw, in_shardings=(None, *[everywhere] * 8), out_shardings=everywhere)
 
     def __call__(
         self,
@@ -69,23 +70,26 @@ class Sampler:
         guidance: Guidance | None = None,
         transforms: Transforms = NO_TRANSFORMS,
         negative_label: int = -1,
+        frame_rate: float | None = None,
         seed: int = 0,
         progress: bool = False,
         finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     ) -> np.ndarray:
         """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone.
 
-        `finish` is applied to each batch: bytes, say, take a quarter of the memory.
+        `frame_rate` is that of clips, for a network that is told it. `finish` is applied to each batch: bytes, say,
+        take a quarter of the memory.
         """
         sizes = len(plan.t), plan.num_remembered, plan.num_noises
         plan = pad(plan, *(max(least, 1 << max(size - 1, 0).bit_length()) for size, least in zip(sizes, MIN_SIZES)))
         plan = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, plan)
         baseline = self._task.num_classes if negative_label < 0 else negative_label
         key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
+        rate = None if frame_rate is None else np.float32(frame_rate)
 
         def draw(labels, start):
             negative = np.full_like(labels, baseline)
-            return self._draw(params, plan, guidance, transforms, labels, negative, key_data, start)
+            return self._draw(params, plan, guidance, transforms, labels, negative, key_data, start, rate)
 
         return in_batches(draw, labels, self.batch_size, progress=progress, finish=finish)
 
@@ -122,7 +126,8 @@ class Run:
     sampler: Sampler
 
     def sample(self, labels, *, seed: int = 0, guidance: float | None = None, **overrides: Any) -> np.ndarray:
-        """Samples for labels [N]: uint8 images [N, H, W, C] (float32 latents, where the run learned latents).
+        """Samples for labels [N]: uint8 images [N, H, W, C] or clips [N, T, H, W, C] (float32 latents, where the run
+        learned latents).
 
         Args:
             guidance: the scale; None for the config's.
@@ -185,10 +190,10 @@ def reconstruct_averages(
 
 
 def to_output(experiment: Experiment, x: np.ndarray) -> np.ndarray:
-    """uint8 images; where nothing decodes them, latents as the autoencoder made them (unscaled)."""
+    """uint8 images or clips; where nothing decodes them, latents as the autoencoder made them (unscaled)."""
     if experiment.latents is not None:
         return experiment.latents.decode(x)
-    if experiment.source.kind == 'image':
+    if experiment.source.kind != 'latent':
         return np.asarray(to_uint8(jnp.asarray(x)))
     shift, scale = experiment.standardisation
     return x / scale + shift

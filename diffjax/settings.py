@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +26,32 @@ class DatasetSettings:
     flip: bool = False
     resolution: int = 0  # images are cropped to their middle square and resized to so many pixels; 0: as they are
     latent_scale: float = 0.18215  # of a dataset of latents; 0: each channel to mean 0 and standard deviation 1
+    num_frames: int = 0  # of the clips that are learned, cut out of those of the dataset; 0: all that fit
+    frame_strides: Sequence[int] = (1,)  # one is drawn for each example: every frame, every second one, ...
+    image_fraction: float = 0.0  # of a batch: clips of which a single frame is learned, as an image
+
+    def __post_init__(self):
+        _check_least(0, 'dataset', self, 'num_frames')
+        strides = self.frame_strides
+        if not isinstance(strides, Sequence) or not strides or not all(isinstance(s, int) and s > 0 for s in strides):
+            raise ConfigError(f'dataset.frame_strides are whole numbers from 1 on, such as (1, 2); got {strides!r}')
+        if not 0 <= self.image_fraction < 1:
+            raise ConfigError(f'dataset.image_fraction lies in [0, 1), got {self.image_fraction}')
+
+    def frames_of(self, whole: int) -> int:
+        """How many frames are learned of clips that have so many. Raises ConfigError where they have too few."""
+        most = (whole - 1) // max(self.frame_strides) + 1
+        if self.num_frames > most:
+            raise ConfigError(
+                f'dataset.num_frames = {self.num_frames} with frame_strides up to {max(self.frame_strides)} does not '
+                f'fit into the {whole} frames of {self.name}; up to {most} do'
+            )
+        return self.num_frames or most
+
+    @property
+    def cuts_clips(self) -> bool:
+        """Whether anything is set that only clips have."""
+        return bool(self.num_frames or self.image_fraction or tuple(self.frame_strides) != (1,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +73,11 @@ class SamplerSettings:
     negative_label: int = -1  # -1: the null condition is the baseline
     params: str = ''  # an average of training.ema; '' the first; 'raw': none; 'ema/0.08': what --mode=ema has made
     batch_size: int = 256
+    frame_rate: float = 0.0  # of clips, that which a network with frame_rate_frequencies is told; 0: the dataset's own
 
     def __post_init__(self):
         _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
-        _check_least(0, 'sampler', self, 'zero_init', 'threshold')
+        _check_least(0, 'sampler', self, 'zero_init', 'threshold', 'frame_rate')
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ConfigError(
                 'sampler.guidance_low and sampler.guidance_high are times with 0 <= low <= high <= 1; '

@@ -21,7 +21,8 @@ FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
     ),
     'network': ('attention', 'remat'),  # the same function of the same parameters
     'dataset': ('data_dir',),
-    'mesh': ('data', 'fsdp'),
+    'first_stage': ('workdir', 'encoding', 'tile', 'overlap', 'batch_size'),
+    'mesh': ('data', 'fsdp', 'sequence'),
 }
 
 
@@ -58,7 +59,8 @@ def check_same_run(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
 
 def _differences(there: Any, here: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
     for key in sorted({*there, *here}):
-        if (not path and key in FREE) or (path and key in FREE_KEYS.get(path[0], ())):
+        within = path[2:] if path[:2] == ('first_stage', 'config') else path  # a config of its own
+        if (not within and key in FREE) or (within and key in FREE_KEYS.get(within[0], ())):
             continue
         a, b = there.get(key, 'absent'), here.get(key, 'absent')
         if isinstance(a, dict) and isinstance(b, dict):

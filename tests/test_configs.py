@@ -29,6 +29,8 @@ OTHERS = {  # of another kind
     'ldm_digits': 'test_stages.py',
     'ldm_shapes': 'test_stages.py',
     'recognizer_shapes': 'test_recognition.py',
+    'video_digits': 'test_video.py',
+    'video_shapes': 'test_video.py',
 }
 NAMES = [name for name in NAMES if name not in OTHERS]
 SMOKES = [(name, 'smoke') for name in NAMES] + [('dit_b', 'recipe=sit,smoke')]

@@ -24,6 +24,7 @@ TOP = (
     'components',
     'restoring',
     'latents',
+    'clips',
     'build',
     'starting',
     'workdir',

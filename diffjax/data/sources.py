@@ -115,6 +115,8 @@ class Source:
                 f'{self.name!r} has clips of {whole} frames, of which with stride {stride} from 1 to {most} can be '
                 f'taken, and not {num_frames}'
             )
+        if (num_frames, stride) == (whole, 1):
+            return self
         return dataclasses.replace(
             self,
             image_shape=(num_frames, *self.image_shape[1:]),

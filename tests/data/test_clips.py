@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from diffjax.data import make_iterator, open_source, prepare, to_uint8
+from diffjax.data import FrameChoice, make_iterator, open_source, prepare, to_uint8
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 8, 3), dtype=np.uint8)
 FEATURES = {
@@ -85,3 +85,19 @@ def test_a_flip_mirrors_all_frames_alike():
     assert (same ^ mirrored).all() and 60 < mirrored.sum() < 140
     plain = prepare({'video': clips}, jax.random.key(0), flip=False)['x0']
     np.testing.assert_allclose(plain, clips.astype(np.float64) / 127.5 - 1, atol=1e-6)
+
+
+def test_frames_to_learn_are_cut_out_of_longer_clips():
+    """Clips that show the number of each frame: a, a + s, a + 2 s, ... with every stride, from every place."""
+    numbers = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None, None, None], (600, 16, 2, 2, 1))
+    frames = FrameChoice(num_frames=5, strides=(1, 3), frame_rate=12.0)
+    prepared = prepare({'video': numbers}, jax.random.key(0), flip=True, frames=frames)
+    assert prepared['x0'].shape == (600, 5, 2, 2, 1)
+    seen = np.asarray(to_uint8(prepared['x0']))[..., 0, 0, 0].astype(int)
+    starts, strides = seen[:, 0], seen[:, 1] - seen[:, 0]
+    np.testing.assert_array_equal(seen, starts[:, None] + strides[:, None] * np.arange(5))
+    assert set(strides) == {1, 3} and abs((strides == 1).sum() - 300) < 4 * np.sqrt(150)
+    assert set(starts[strides == 1]) == set(range(12)) and set(starts[strides == 3]) == set(range(4))
+    np.testing.assert_allclose(prepared['frame_rate'], 12 / strides)
+    some = prepare({'video': numbers[:7]}, jax.random.key(0), flip=True, frames=frames)
+    np.testing.assert_array_equal(some['x0'], prepared['x0'][:7])

@@ -1,0 +1,56 @@
+"""Clips as a config wants them: how they are cut to be learned, and cut alike to be compared with samples."""
+
+from diffjax.data import FrameChoice, Source
+from diffjax.settings import ConfigError, DatasetSettings
+
+
+def frame_choice(source: Source, dataset: DatasetSettings) -> FrameChoice | None:
+    """How each clip is cut that is learned; None for what has no frames."""
+    if source.kind != 'video':
+        return None
+    return FrameChoice(dataset.frames_of(source.image_shape[0]), tuple(dataset.frame_strides), source.frame_rate)
+
+
+def as_drawn(source: Source, dataset: DatasetSettings, frame_rate: float = 0.0) -> Source:
+    """The clips with which samples of this frame rate are compared; 0: that of the first of `dataset.frame_strides`.
+
+    Raises ConfigError for a rate that is not learned. Images are left as they are.
+    """
+    if source.kind != 'video':
+        return source
+    rates = {source.frame_rate / stride: stride for stride in dataset.frame_strides}
+    if frame_rate and frame_rate not in rates:
+        raise ConfigError(
+            f'sampler.frame_rate = {frame_rate:g} is none of those that dataset.frame_strides makes of '
+            f'{source.name}: {", ".join(f"{rate:g}" for rate in rates)}'
+        )
+    stride = rates[frame_rate] if frame_rate else dataset.frame_strides[0]
+    return source.clipped(dataset.frames_of(source.image_shape[0]), stride)
+
+
+def check_clips(source: Source, dataset: DatasetSettings, batch_size: int, frame_rate: float, *, told: bool) -> None:
+    """Raises ConfigError where what is said of clips does not fit.
+
+    Args:
+        batch_size: of what one call of the network learns from.
+        frame_rate: `sampler.frame_rate`.
+        told: whether the network is told frame rates.
+    """
+    if source.kind != 'video' and (dataset.cuts_clips or frame_rate):
+        raise ConfigError(
+            'dataset.num_frames, frame_strides, image_fraction and sampler.frame_rate are for clips, and '
+            f'{source.name} has {source.kind}s'
+        )
+    images = batch_size * dataset.image_fraction
+    if abs(images - round(images)) > 1e-6:
+        fitting = ' or '.join(f'{max(count, 0) / batch_size:g}' for count in (int(images), int(images) + 1))
+        raise ConfigError(
+            f'dataset.image_fraction = {dataset.image_fraction:g} of {batch_size} examples (a microbatch) is '
+            f'{images:g} of them; {fitting} would be whole'
+        )
+    if told and source.kind == 'video' and not source.frame_rate:
+        raise ConfigError(f'network.frame_rate_frequencies: {source.name} does not say how many frames a second it has')
+    if frame_rate and not told:
+        raise ConfigError(
+            f'sampler.frame_rate = {frame_rate:g} needs a network that is told it: network.frame_rate_frequencies=64'
+        )
