@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
+WITH_DEFAULTS = 'network', 'dataset', 'first_stage', 'encoding'  # sections whose keys need not all be written
 OPEN = {'lock_config': False, 'accept_new_attributes': True}  # what is not known is refused here, and by `build`
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
 flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema', 'encode'], 'What to do.')
@@ -99,7 +100,7 @@ def _unknown_key(argv: list[str], stored: ConfigDict | None) -> str:
     config = stored or _plain_config(argv)
     for word in argv if config else []:
         node, path = config, word.partition('=')[0].removeprefix('--').split('.')
-        if path[:2] == ['config', 'network'] and len(path) == 3:
+        if len(path) == 3 and path[0] == 'config' and path[1] in (set(WITH_DEFAULTS) & set(config)):
             continue  # an option that the config leaves at its default; `build` knows which there are
         for depth, key in enumerate(path[1:] if path[0] == 'config' else []):
             if not isinstance(node, ConfigDict) or key not in node:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from diffjax.build import open_split
 from diffjax.core.types import PyTree
 from diffjax.data import EncodingSettings, prepare, write_encoded
-from diffjax.latents import SUFFIX, encode
+from diffjax.latents import encode, latents_name
 from diffjax.nets import Autoencoder
 from diffjax.settings import ConfigError, DatasetSettings
 
@@ -50,11 +51,11 @@ def encode_dataset(
     with tqdm(total=total, unit='image', disable=not progress, dynamic_ncols=True) as bar:
         return write_encoded(
             Path(settings.out).expanduser() if settings.out else workdir / FOLDER,
-            dataset.name.partition('/')[0].partition(':')[0] + SUFFIX,
+            latents_name(dataset.name),
             sources,
             encoder_of(network, params),
             settings,
-            encoder={'network': _described(network), 'sha256': digest(params)},
+            encoder=encoder_record(network, params),
             process=(jax.process_index(), jax.process_count()),
             wait=_wait,
             progress=bar.update,
@@ -90,6 +91,18 @@ def digest(params: PyTree) -> str:
         found.update(jax.tree_util.keystr(path).encode())
         found.update(np.ascontiguousarray(leaf).tobytes())
     return found.hexdigest()
+
+
+def encoder_record(network: Autoencoder, params: PyTree) -> dict[str, Any]:
+    """What tells an encoder from others."""
+    return {'network': _described(network), 'sha256': digest(params)}
+
+
+def on_process_0(write: Callable[[], None]) -> None:
+    """Every process comes out when process 0 has written."""
+    if jax.process_index() == 0:
+        write()
+    _wait()
 
 
 def _described(network: Autoencoder) -> dict[str, Any]:

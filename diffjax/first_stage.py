@@ -30,11 +30,11 @@ from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.types import PyTree
 from diffjax.data import EncodingSettings, Source, prepare, to_uint8
 from diffjax.evaluation.compression import as_bytes, jpeg_psnr, pca_psnr, psnr
-from diffjax.evaluation.pictures import line_plot, sample_grid
+from diffjax.evaluation.pictures import sample_grid
 from diffjax.evaluation.report import write_report
 from diffjax.nets.autoencoder import Codes
 from diffjax.nets.recognizer import perceptual_distance
-from diffjax.results import loss_curve
+from diffjax.results import loss_picture
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Autoencoding
 from diffjax.training import optimizers
@@ -113,6 +113,8 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
         open_split(dataset, split, for_sampling=False) if split else None
         for split in (dataset.split, dataset.test_split)
     )
+    if source.kind == 'image' and source.image_shape[-1] not in (1, 3):
+        raise ConfigError(f'dataset.name: pictures of 1 or 3 channels are shown, and {dataset.name} has 4')
     if source.kind != 'image':
         raise ConfigError(f'dataset.name: an autoencoder learns from images, and {dataset.name} has {source.kind}s')
     network = component(nets.autoencoder, config['network'], 'network', out_channels=source.image_shape[-1])()
@@ -279,9 +281,7 @@ def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndar
         f'{held_out} images, their reconstructions, and the differences times {ERROR_SCALE}': workdir
         / 'reconstructions.png'
     }
-    if curve := loss_curve(workdir):
-        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
-        pictures['Training loss'] = workdir / 'loss.png'
+    pictures |= loss_picture(workdir)
     source, network, task = experiment.source, experiment.task.network, experiment.task
     judged = 'no discriminator' if task.discriminator is None else 'a discriminator of patches'
     perceptual = 'no perceptual distance' if task.perceptual is None else task.perceptual.name

@@ -7,7 +7,7 @@ and Karras et al. 2024, section 2.2, for each channel), or by the constants that
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from diffjax.nets.autoencoder import Gaussian
 from diffjax.nets.tiling import decode_tiles
 from diffjax.settings import ConfigError
 
-SUFFIX = '_latents'  # of an encoded dataset's name
+SUFFIX = '_latents'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,10 @@ class FirstStageSettings:
 
     workdir: str = ''  # of an autoencoder that has been trained, or imported by python -m diffjax.weights
     config: Mapping[str, Any] | None = None  # without one: of that which is trained first, in WORKDIR/first_stage
+    encoding: Mapping[str, Any] = field(default_factory=dict)  # settings of --mode=encode, beside the first stage's
     encode: str = 'once'  # the images become a dataset of latents; 'each_step': every batch is encoded
     tile: int = 0  # latents are decoded in squares of so many positions; 0: whole
-    overlap: int = 8  # of these squares, in positions
+    overlap: int = 2  # of these squares at least, in positions
     batch_size: int = 64  # of images decoded at once
 
     def __post_init__(self):
@@ -49,13 +50,14 @@ class FirstStageSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """What is needed of a first stage. Until it is `ready` its parameters are shapes, or no latents are there."""
+    """What is needed of a first stage: when it `decodes`, it is trained; when it is `ready`, its latents are there."""
 
     network: Autoencoder
     params: PyTree  # on the host
     shift: np.ndarray  # [C]
     scale: np.ndarray  # [C]
     folder: Path | None  # of encoded datasets; None: every batch is encoded
+    decodes: bool
     ready: bool
     settings: FirstStageSettings
 
@@ -81,11 +83,11 @@ class Latents:
         if self.folder is None:
             return images
         if self.ready:
-            return open_source(images.name + SUFFIX, images.split, data_dir=self.folder)
+            return open_source(latents_name(images.name), images.split, data_dir=self.folder)
         blank = np.zeros(self.shape(images.image_shape), np.float16)
         record = {'mean': blank, 'std': blank, 'label': 0}
         return Source(
-            name=images.name + SUFFIX,
+            name=latents_name(images.name),
             split=images.split,
             kind='latent',
             image_shape=blank.shape,
@@ -104,7 +106,7 @@ class Latents:
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Standardised latents [N, h, w, C] -> uint8 images, `settings.batch_size` at once."""
         decode, num_devices = self._decoder
-        size = -(-min(self.settings.batch_size, len(x0)) // num_devices) * num_devices
+        size = -(-self.settings.batch_size // num_devices) * num_devices  # always, so that nothing compiles again
         parts = []
         for start in range(0, len(x0), size):
             part = x0[start : start + size]
@@ -124,13 +126,18 @@ class Latents:
             def decode(z):
                 return network.apply({'params': params}, z, method='decode')
 
-            z = x0 / self.scale + self.shift
+            z = network.apply({'params': params}, x0 / self.scale + self.shift, method='nearest')
             if tile and max(z.shape[1:3]) > tile:
                 return to_uint8(decode_tiles(decode, z, tile=tile, overlap=overlap, factor=network.factor))
             return to_uint8(decode(z))
 
         params = jax.device_put(self.params, everywhere)
         return lambda x0: run(params, x0), mesh.size
+
+
+def latents_name(images: str) -> str:
+    """Of a dataset of images -> of its latents: `name/config:1.0.0` -> `name_config_latents`."""
+    return images.partition(':')[0].replace('/', '_') + SUFFIX
 
 
 def encode(network: Autoencoder, params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -13,7 +13,7 @@ from diffjax.kinds import DENOISING, kind_of
 from diffjax.restoring import restore_params
 from diffjax.run import Run, make_sampler
 from diffjax.settings import ConfigError
-from diffjax.stages import open_latents
+from diffjax.stages import open_ready
 from diffjax.workdir import read_config
 
 
@@ -36,7 +36,7 @@ def load(workdir: str | os.PathLike, *, overrides: dict[str, dict[str, Any]] | N
         raise ConfigError(f'{workdir} holds what draws no samples, its task {config["task"]!r}')
     if kind is not DENOISING:
         return kind.load(config, workdir)
-    experiment = build(config, latents=open_latents(config, workdir))
+    experiment = build(config, latents=open_ready(config, workdir, for_sampling=True))
     params, step = restore_params(experiment, workdir)
     return Run(
         config=config,

@@ -95,14 +95,19 @@ def start():
             jax.config.update('jax_cpu_collectives_implementation', 'gloo')
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     from diffjax.kinds import DENOISING, kind_of
-    from diffjax.stages import open_latents
+    from diffjax.stages import open_latents, open_ready
     from diffjax.workdir import check_same_run
 
     config = FLAGS.config.to_dict()
     check_same_run(FLAGS.workdir, config)
     kind, options = kind_of(config), {}
     if kind is DENOISING:
-        options = {'for_sampling': FLAGS.mode == 'sample', 'latents': open_latents(config, FLAGS.workdir)}
+        for_sampling = FLAGS.mode == 'sample'
+        if FLAGS.mode == 'train':
+            latents = open_latents(config, FLAGS.workdir)
+        else:
+            latents = open_ready(config, FLAGS.workdir, for_sampling=for_sampling)
+        options = {'for_sampling': for_sampling, 'latents': latents}
     experiment = kind.build(config, **options)
     device = jax.devices()[0]
     axes = ' x '.join(f'{name} {size}' for name, size in experiment.mesh.shape.items())
@@ -115,7 +120,7 @@ def train_run(workdir: Path) -> None:
     import jax
 
     from diffjax.build import build
-    from diffjax.stages import make_ready, open_latents
+    from diffjax.stages import make_ready, open_ready
     from diffjax.workdir import write_config
 
     config, experiment = start()
@@ -127,7 +132,7 @@ def train_run(workdir: Path) -> None:
         if not make_ready(config, workdir, train_experiment, say, progress=sys.stderr.isatty()):
             return
         say('what is learned in its latents')
-        experiment = build(config, latents=open_latents(config, workdir))
+        experiment = build(config, latents=open_ready(config, workdir, for_sampling=False))
     train_experiment(config, experiment, workdir)
 
 

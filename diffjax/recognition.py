@@ -25,9 +25,9 @@ from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.types import PyTree
 from diffjax.data import Source, prepare
 from diffjax.data.shapes.scenes import CLASSES, COLORS, HELD_OUT, MAX_OBJECTS, SHAPES, SIZES
-from diffjax.evaluation.pictures import captioned_grid, line_plot
+from diffjax.evaluation.pictures import captioned_grid
 from diffjax.evaluation.report import write_report
-from diffjax.results import loss_curve
+from diffjax.results import loss_picture
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Recognition, questions
 from diffjax.tasks.questions import Answers, Classes, Scenes
@@ -215,9 +215,7 @@ def _caption(asked: Scenes | Classes, said: Answers, true: Answers, i: int) -> s
 def _write(run: RecognitionRun, workdir: Path, figures: dict[str, Any]) -> None:
     held_out = 'Held-out' if run.test is not None else 'Training'
     pictures = {f'{held_out} images and what was recognised': workdir / 'recognised.png'}
-    if curve := loss_curve(workdir):
-        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale='log')
-        pictures['Training loss'] = workdir / 'loss.png'
+    pictures |= loss_picture(workdir)
     source, network = run.source, run.task.network
     write_report(
         workdir / 'report.md',

@@ -81,8 +81,8 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
     trainer, task = experiment.trainer(), experiment.task
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
-    def prepared(frozen, batch):
-        key = jax.random.split(jax.random.key(experiment.seed))[1]
+    def prepared(frozen, batch, start):
+        key = jax.random.fold_in(jax.random.split(jax.random.key(experiment.seed))[1], start)
         batch = trainer.prepare(batch, key)
         return batch if trainer.encode is None else trainer.encode(frozen, batch, key)
 
@@ -91,8 +91,8 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
         keys = sample_keys(jax.random.split(jax.random.key(experiment.seed))[0], size, start)
         return task.losses_at(params, batch, t, keys)
 
-    batch = jax.tree.map(np.asarray, prepared(trainer.frozen, experiment.test.read(range(count))))
-    parts = {start: _part(batch, start, size) for start in range(0, count, size)}
+    read = experiment.test.read(range(count))
+    parts = {start: prepared(trainer.frozen, _part(read, start, size), start) for start in range(0, count, size)}
 
     def loss_at(t):
         values = [losses(params, part, np.float32(t), np.int32(start)) for start, part in parts.items()]
@@ -191,9 +191,9 @@ def draw_samples(
 ) -> Drawn:
     """`evaluation.num_samples` samples of all classes alike, none rejected or selected. draw: as of `run.drawing`."""
     labels = balanced_labels(experiment.evaluation.num_samples, experiment.source.num_classes)
-    draw(params, labels[:1], seed=seed)  # compiles
-    began = time.perf_counter()
     finish = functools.partial(to_output, experiment)
+    draw(params, labels[:1], seed=seed, finish=finish)  # compiles
+    began = time.perf_counter()
     images = draw(params, labels, seed=seed, progress=progress, finish=finish)
     return Drawn(images, labels, seed, time.perf_counter() - began)
 
@@ -247,10 +247,7 @@ def write_results(
         mp4 = 'samples.mp4 shows the same' if clips.can_write_mp4() else clips.HOW_TO_GET_MP4
         summary += f' Each row of the sheet is a clip; {mp4}.'
     shown |= pictures or {}
-    if curve := loss_curve(workdir):
-        yscale = 'log' if min(curve[1]) > 0 else 'linear'  # of densities it falls below 0
-        line_plot(workdir / 'loss.png', {'': curve}, xlabel='step', ylabel='training loss', yscale=yscale)
-        shown['Training loss'] = workdir / 'loss.png'
+    shown |= loss_picture(workdir)
     write_report(
         workdir / 'report.md',
         figures,
@@ -270,6 +267,16 @@ def write_results(
     part.write_text(json.dumps({**figures, 'seed': drawn.seed}, indent=2, default=float) + '\n')
     os.replace(part, workdir / 'figures.json')
     return figures
+
+
+def loss_picture(workdir: Path) -> dict[str, Path]:
+    """loss.png drawn, as a picture for a report; {} without metrics.csv."""
+    curve, path = loss_curve(workdir), Path(workdir) / 'loss.png'
+    if not curve:
+        return {}
+    yscale = 'log' if min(curve[1]) > 0 else 'linear'  # of densities, and of games, it falls below 0
+    line_plot(path, {'': curve}, xlabel='step', ylabel='training loss', yscale=yscale)
+    return {'Training loss': path}
 
 
 def loss_curve(workdir: Path) -> tuple[list[float], list[float]] | None:

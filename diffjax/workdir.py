@@ -63,6 +63,8 @@ def _differences(there: Any, here: Any, path: tuple[str, ...] = ()) -> Iterator[
         if (not within and key in FREE) or (within and key in FREE_KEYS.get(within[0], ())):
             continue
         a, b = there.get(key, 'absent'), here.get(key, 'absent')
+        if 'absent' in (a, b) and (isinstance(a, dict) or isinstance(b, dict)):  # a section of free keys may be absent
+            a, b = ({} if value == 'absent' else value for value in (a, b))
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, (*path, key))
         elif a != b:

@@ -1,6 +1,8 @@
 """Diffusion in latents, whole: the first stage trained or found, its latents written or made, samples decoded."""
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +18,17 @@ from diffjax.build import build
 from diffjax.data import make_iterator, open_source
 from diffjax.encoding import encode_dataset
 from diffjax.first_stage import build_first_stage
+from diffjax.latents import latents_name
 from diffjax.restoring import restore_params
 from diffjax.results import held_out_loss, measure
 from diffjax.settings import ConfigError
-from diffjax.stages import find, make_ready, open_latents, settings_of
+from diffjax.stages import find, make_ready, open_latents, open_ready, settings_of
 from diffjax.starting import imported_params
 from diffjax.training.loop import train
 from diffjax.weights.autoencoder import KL
 from diffjax.weights.engine import expected_shapes
 from diffjax.weights.store import import_source
-from diffjax.workdir import write_config
+from diffjax.workdir import check_same_run, write_config
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 ROOT = Path(__file__).parents[1]
@@ -254,3 +257,95 @@ def test_codes_are_written_with_their_tokens(get_config, tmp_path):
     np.testing.assert_array_equal(there['tokens'], code.tokens)
     np.testing.assert_allclose(there['mean'], code.codes, atol=1e-3)
     assert not there['std'].any()
+
+
+def test_an_unfinished_first_stage_is_not_touched(smoke, tmp_path):
+    folder, config = tmp_path / 'ae', smoke['first_stage']['config']
+    trained(config, build_first_stage(config), folder)
+    (folder / 'figures.json').write_text(json.dumps({'step': 2}))  # measured half-way
+    before = (folder / 'config.json').read_text()
+    used = smoke | {'first_stage': smoke['first_stage'] | {'workdir': str(folder)}}
+    for call in (open_latents, lambda c, w: make_ready(c, w, trained, print, progress=False)):
+        with pytest.raises(ConfigError, match='is not finished: train it first'):
+            call(used, tmp_path)
+    assert (folder / 'config.json').read_text() == before
+
+
+@pytest.fixture
+def learned(smoke, first_stage, tmp_path):
+    """(config, workdir) of a run that has learned in a copy of the latents."""
+    shutil.copytree(first_stage, tmp_path, dirs_exist_ok=True)
+    experiment = build(smoke, latents=open_latents(smoke, tmp_path))
+    trained(smoke, experiment, tmp_path)
+    return smoke, tmp_path
+
+
+def test_samples_need_the_moments_and_not_the_latents(learned):
+    config, workdir = learned
+    images = diffjax.load(workdir).sample([0, 1])
+    shutil.rmtree(workdir / 'first_stage' / 'latents')
+    np.testing.assert_array_equal(diffjax.load(workdir).sample([0, 1]), images)
+    with pytest.raises(ConfigError, match='its latents are not there'):
+        open_ready(config, workdir, for_sampling=False)
+    (workdir / 'latent_moments.json').unlink()
+    with pytest.raises(ConfigError, match=r'it, or .*latent_moments\.json, is not there'):
+        diffjax.load(workdir)
+
+
+def test_latents_of_another_state_of_the_autoencoder_are_told(learned):
+    config, workdir = learned
+    raw = config | {'first_stage': config['first_stage'] | {'workdir': str(workdir / 'first_stage')}}
+    stored = json.loads((workdir / 'first_stage' / 'config.json').read_text())
+    stored['evaluation']['params'] = 'raw'  # another average of the same run
+    write_config(workdir / 'first_stage', stored)
+    with pytest.raises(ConfigError, match='learned in latents of another autoencoder'):
+        open_latents(raw, workdir)
+    with pytest.raises(ConfigError, match='holds latents of another autoencoder .* remove them'):
+        open_latents(raw, workdir / 'other')
+
+
+def test_what_only_sampling_uses_may_change(learned):
+    config, workdir = learned
+    free = {'workdir': 'elsewhere', 'tile': 3, 'overlap': 1, 'batch_size': 7}
+    check_same_run(workdir, config | {'first_stage': config['first_stage'] | free})
+    other = copy.deepcopy(config)
+    other['first_stage']['config']['mesh'] = {'data': 2, 'fsdp': 4}
+    other['first_stage']['config']['dataset']['data_dir'] = 'elsewhere'
+    check_same_run(workdir, other)
+    other['first_stage']['config']['network']['base_channels'] = 16
+    with pytest.raises(ConfigError, match=r'first_stage\.config\.network\.base_channels is 8 there and 16 here'):
+        check_same_run(workdir, other)
+    with pytest.raises(ConfigError, match=r"first_stage\.encode is 'once' there"):
+        check_same_run(workdir, config | {'first_stage': config['first_stage'] | {'encode': 'each_step'}})
+    plain = {key: value for key, value in config.items() if key != 'first_stage'}
+    write_config(workdir, plain)
+    check_same_run(workdir, plain | {'first_stage': {'workdir': 'a decoder'}})
+
+
+def test_a_first_stage_is_used_on_any_mesh(learned):
+    config, workdir = learned
+    stored = json.loads((workdir / 'first_stage' / 'config.json').read_text())
+    stored['mesh'], stored['training']['batch_size'] = {'data': 64, 'fsdp': 2}, 17
+    write_config(workdir / 'first_stage', stored)
+    used = config | {'first_stage': {'workdir': str(workdir / 'first_stage')}}
+    assert open_latents(used, workdir).ready
+
+
+def test_names_of_latents():
+    assert latents_name('cifar10:3.0.2') == 'cifar10_latents'
+    assert latents_name('imagenet_resized/64x64:1.0.0') == 'imagenet_resized_64x64_latents'
+
+
+@pytest.mark.parametrize('bottleneck', ['vq', 'fsq'])
+def test_samples_of_codes_are_put_on_codes(get_config, bottleneck):
+    network = build_first_stage(
+        get_config('autoencoder_shapes', f'bottleneck={bottleneck},smoke').to_dict()
+    ).task.network
+    x = np.asarray(jax.random.uniform(jax.random.key(1), (2, 8, 8, 1), minval=-1))
+    variables = network.init(jax.random.key(0), x)
+    codes = network.apply(variables, x, method='encode').codes
+    drawn = codes + 1e-4 * jax.random.normal(jax.random.key(2), codes.shape)
+    np.testing.assert_allclose(network.apply(variables, drawn, method='nearest'), codes, atol=1e-6)
+    far = network.apply(variables, 50 * drawn, method='nearest')
+    tokens = network.apply(variables, far, method='nearest')
+    np.testing.assert_allclose(tokens, far, atol=1e-6)  # codes stay where they are, the outermost too

@@ -5,12 +5,13 @@
 The examples of a split are cut into shards of a fixed number; process p of P writes shards p, p + P, ... A shard is
 encoded in batches that begin with it, so that its bytes depend on neither what ran before nor on how many processes
 there are, and it takes its name when it is whole: started again, the work goes on with the shards that are not there.
-The last process to look gives the dataset its name, with the moments of each latent channel in its metadata:
+Process 0 gives the dataset its name at the end, with the moments of each latent channel in its metadata:
 
     mean_c = E[m_c],   std_c^2 = E[m_c^2 + s_c^2] - mean_c^2       for latents drawn from N(m, s^2)                (1)
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from diffjax.data.sources import CorruptExample, Source
 VERSION = '1.0.0'
 MOMENTS = 'mean', 'std'
 RECORD = 'encoding.json'  # what is being written here, beside the shards
+LOCK = '.lock'  # of each process that writes, held until it ends, however it ends
 Encode = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -48,6 +50,8 @@ class EncodingSettings:
                 f'encoding.batch_size and examples_per_shard are at least 1, got {self.batch_size} and '
                 f'{self.examples_per_shard}'
             )
+        if self.mirrored and self.batch_size < 2:
+            raise ValueError('encoding.mirrored needs a batch_size of at least 2, an image and its mirror image')
         if self.on_corrupt not in ('error', 'skip'):
             raise ValueError(f"encoding.on_corrupt is 'error' or 'skip', got {self.on_corrupt!r}")
 
@@ -87,6 +91,28 @@ def write_encoded(
     elif process[0] == 0:
         _write_json(unfinished / RECORD, record)
     wait()
+    with _alone(unfinished, process):
+        _write_shards(unfinished, name, sources, encode, settings, process, progress)
+        wait()
+        if process[0] == 0:
+            _finish(unfinished, name, sources, encode, record, settings)
+            os.replace(unfinished, final)
+    wait()
+    return final
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, process: tuple[int, int]) -> Iterator[None]:
+    """Holds the lock of this process's part. Raises ValueError where another run is at it."""
+    with open(folder / f'{LOCK}-{process[0]}', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f'{folder} is being written by another run: wait for it, then run this again') from error
+        yield
+
+
+def _write_shards(unfinished: Path, name: str, sources, encode: Encode, settings, process, progress) -> None:
     features = None
     for split, source in sources.items():
         for index in range(_num_shards(source, settings)):
@@ -99,19 +125,14 @@ def write_encoded(
                     _write_shard(stem, source, indices, encode, features, settings, progress)
                 else:
                     progress(len(indices))
-    wait()
-    if process[0] == 0:
-        first = next(iter(sources.values()))
-        _finish(unfinished, name, sources, features or _features(first, encode, settings), record, settings)
-        os.replace(unfinished, final)
-    wait()
-    return final
 
 
 def _described(sources: Mapping[str, Source], settings: EncodingSettings) -> dict[str, Any]:
     return {
         'splits': {split: len(source) for split, source in sources.items()},
         'source': next(iter(sources.values())).name,
+        'image_shape': list(next(iter(sources.values())).image_shape),
+        'cropped': next(iter(sources.values())).cropped,
         'examples_per_shard': settings.examples_per_shard,
         'batch_size': settings.batch_size,
         'mirrored': settings.mirrored,
@@ -225,10 +246,11 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic | np.ndarray) and not np.ndim(value) else value
 
 
-def _finish(folder: Path, name: str, sources, features, record: Mapping[str, Any], settings) -> None:
+def _finish(folder: Path, name: str, sources, encode: Encode, record: Mapping[str, Any], settings) -> None:
     """The metadata by which TFDS reads the shards."""
     import tensorflow_datasets as tfds
 
+    features = _features(next(iter(sources.values())), encode, settings)
     template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=name, filetype_suffix='array_record')
     splits, moments, skipped = [], {}, {}
     for split, source in sources.items():
@@ -259,9 +281,9 @@ def _finish(folder: Path, name: str, sources, features, record: Mapping[str, Any
             check_data=False,
             description=f'Encodings of {record["source"]}.',
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict({'latents': moments, 'skipped': skipped}),
+            metadata=tfds.core.MetadataDict({'latents': moments, 'skipped': skipped, 'encoder': record['encoder']}),
         )
-    for path in folder.glob('*.array_record-*.json'):
+    for path in (*folder.glob('*.array_record-*.json'), *folder.glob(f'{LOCK}-*')):
         path.unlink()
 
 

@@ -15,7 +15,10 @@ def decode(encoded: bytes, shape: tuple[int, int, int], *, cropped: bool = False
     """
     from PIL import Image
 
-    image = Image.open(io.BytesIO(encoded)).convert(MODES[shape[-1]])
+    try:
+        image = Image.open(io.BytesIO(encoded)).convert(MODES[shape[-1]])
+    except Image.DecompressionBombError as error:  # a size that no image of a dataset has
+        raise ValueError(str(error)) from error
     if cropped:
         image = _middle_square(image, shape[0])
     return np.asarray(image).reshape(shape)

@@ -55,6 +55,7 @@ class Source:
     features: Mapping[str, Any] = field(default_factory=dict)  # TFDS's connectors of all that a record holds
     cropped: bool = False  # images are cut to their middle square and resized
     moments: Mapping[str, Any] = field(default_factory=dict)  # `mean` and `std` [C] of drawn latents, where known
+    encoder: Mapping[str, Any] = field(default_factory=dict)  # what has made them, as `write_encoded` was told
     frame_rate: float = 0.0  # of clips, in frames per second; 0: not known
     frames: tuple[int | None, ...] = (None,)  # of `slice`: those that clips are read with
 
@@ -253,6 +254,7 @@ def open_source(
         annotations=readers,
         features=features,
         moments=(metadata.get('latents') or {}).get(split.partition('[')[0], {}),
+        encoder=metadata.get('encoder') or {},
         frame_rate=float(metadata.get('frame_rate') or 0),
         **facts,
     )

@@ -33,7 +33,16 @@ from diffjax.nets.layers import (
     SelfAttention,
     check_choice,
 )
-from diffjax.nets.quantization import fsq, fsq_tokens, fsq_values, nearest_codes, scaled, straight_through
+from diffjax.nets.patches import from_patches, to_patches
+from diffjax.nets.quantization import (
+    fsq,
+    fsq_tokens,
+    fsq_values,
+    nearest_codes,
+    nearest_levels,
+    scaled,
+    straight_through,
+)
 
 __all__ = ['Autoencoder']
 
@@ -124,20 +133,6 @@ def double(x: jax.Array, *, in_time: bool) -> jax.Array:
     """Every pixel twice in height and width, and every frame but the first twice in time."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
     return jnp.repeat(x, 2, axis=1)[:, 1:] if in_time else x
-
-
-def to_patches(x: jax.Array, size: int) -> jax.Array:
-    """Squares of pixels become channels: `[..., H, W, C] -> [..., H / size, W / size, size^2 C]`."""
-    *batch, height, width, channels = x.shape
-    x = x.reshape(*batch, height // size, size, width // size, size, channels)
-    return jnp.swapaxes(x, -4, -3).reshape(*batch, height // size, width // size, size**2 * channels)
-
-
-def from_patches(x: jax.Array, size: int) -> jax.Array:
-    """The inverse of `to_patches`."""
-    *batch, height, width, channels = x.shape
-    x = x.reshape(*batch, height, width, size, size, channels // size**2)
-    return jnp.swapaxes(x, -4, -3).reshape(*batch, height * size, width * size, channels // size**2)
 
 
 class ResidualBlock(nn.Module):
@@ -336,6 +331,14 @@ class Autoencoder(nn.Module, kw_only=True):
     def decode(self, z: Array) -> jax.Array:
         z = self.from_code(jnp.asarray(z)) if self.pointwise else jnp.asarray(z)
         return self.decoder(z).astype(jnp.float32)
+
+    def nearest(self, z: Array) -> jax.Array:
+        """What `decode` has learned to take: of codes the nearest to z; latents of a Gaussian are taken as they are."""
+        if self.bottleneck == 'kl':
+            return jnp.asarray(z)
+        if self.bottleneck == 'vq':
+            return self.codebook[nearest_codes(jnp.asarray(z), self.codebook)]
+        return nearest_levels(jnp.asarray(z), self.levels)
 
     def tokens_to_latents(self, tokens: Array) -> jax.Array:
         if self.bottleneck == 'kl':

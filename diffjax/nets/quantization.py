@@ -56,6 +56,13 @@ def fsq(z: jax.Array, levels: Sequence[int]) -> jax.Array:
     return straight_through(z, jnp.round(z * half) / half)
 
 
+def nearest_levels(values: jax.Array, levels: Sequence[int]) -> jax.Array:
+    """Values near those of (2) -> the nearest of them, `[..., len(levels)]`."""
+    count = np.asarray(levels)
+    half = count // 2
+    return jnp.clip(jnp.round(values * half), -half, count - 1 - half) / half
+
+
 def fsq_tokens(quantised: jax.Array, levels: Sequence[int]) -> jax.Array:
     """Values of (2) as tokens in 0 .. prod(levels) - 1, the first channel fastest: `[..., D] -> int32 [...]`."""
     half = np.asarray(levels) // 2

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -98,10 +99,7 @@ def test_processes_share_the_shards(few, written, tmp_path):
 
     by(1), by(0)
     assert contents(tmp_path / 'digits_latents' / '1.0.0') == contents(written)
-    assert (seen.count(0), seen.count(1)) == (
-        1 + 6,
-        1 + 3,
-    )  # a blank batch tells the shapes; 3 shards of train, 1 of test
+    assert (seen.count(0), seen.count(1)) == (2 + 6, 1 + 3)  # blank ones tell the shapes; 3 shards of train, 1 of test
 
 
 def test_another_encoding_is_not_mixed_in(few, written, tmp_path):
@@ -167,6 +165,8 @@ def test_settings_refuse():
         EncodingSettings(on_corrupt='ignore')
     with pytest.raises(ValueError, match='at least 1, got 0 and 2048'):
         EncodingSettings(batch_size=0)
+    with pytest.raises(ValueError, match='batch_size of at least 2'):
+        EncodingSettings(batch_size=1, mirrored=True)
 
 
 def test_images_are_cropped_to_their_middle_and_resized():
@@ -196,3 +196,35 @@ def test_latents_that_are_not_finite_are_told(few, tmp_path):
             encoder=ENCODER,
         )
     assert not (tmp_path / 'digits_latents' / '1.0.0').exists()
+
+
+def test_two_runs_do_not_write_at_once(few, tmp_path):
+    def writes(images):
+        with pytest.raises(ValueError, match='is being written by another run'):
+            write_encoded(tmp_path, 'digits_latents', few, encode, SETTINGS, encoder=ENCODER)
+        return encode(images)
+
+    folder = write_encoded(tmp_path, 'digits_latents', few, writes, SETTINGS, encoder=ENCODER)
+    assert not [path.name for path in folder.iterdir() if 'lock' in path.name or path.suffix == '.part']
+
+
+def test_images_of_another_size_are_another_encoding(few, written, tmp_path):
+    larger = {
+        split: dataclasses.replace(source, image_shape=(16, 16, 1), cropped=True) for split, source in few.items()
+    }
+    with pytest.raises(ValueError, match='holds latents of another kind .image_shape'):
+        write_encoded(written.parents[1], 'digits_latents', larger, encode, SETTINGS, encoder=ENCODER)
+
+
+def test_a_size_that_no_image_has_is_a_corrupt_image():
+    from PIL import Image
+
+    from diffjax.data.images import decode
+
+    buffer = io.BytesIO()
+    Image.new('L', (8, 8)).save(buffer, 'PNG')
+    damaged = bytearray(buffer.getvalue())
+    damaged[16:24] = (60_000).to_bytes(4, 'big') * 2  # width and height
+    damaged[29:33] = zlib.crc32(damaged[12:29]).to_bytes(4, 'big')
+    with pytest.raises(ValueError, match='decompression bomb'):
+        decode(bytes(damaged), (8, 8, 1))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nets.autoencoder import Autoencoder, Gaussian, from_patches, inflate, to_patches
+from diffjax.nets.autoencoder import Autoencoder, Gaussian, inflate
+from diffjax.nets.patches import from_patches, to_patches
 from diffjax.nets.quantization import fsq, fsq_tokens, fsq_values, nearest_codes, straight_through
 
 TINY = dict(base_channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, num_groups=4, out_channels=3)  # noqa: C408
