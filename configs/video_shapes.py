@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'clip_norm': 1.0,
             },
             'training': {
-                'num_steps': 4000,
+                'num_steps': 2700,
                 'batch_size': 16,
                 'num_microbatches': 1,
                 'log_every_steps': 50,
