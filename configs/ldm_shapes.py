@@ -88,7 +88,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'clip_norm': 1.0,
             },
             'training': {
-                'num_steps': 3000,
+                'num_steps': 4000,
                 'batch_size': 32,
                 'num_microbatches': 1,
                 'log_every_steps': 50,

@@ -44,6 +44,7 @@ from diffjax.results import measure
 from diffjax.stages import find, make_ready, open_latents, settings_of
 from diffjax.training.flops import count_flops
 from diffjax.training.sharding import batch_sharding
+from diffjax.workdir import write_json
 
 TIMED_STEPS = 24
 SHOWN = 12
@@ -108,10 +109,10 @@ def run_row(row: Row, seconds: float, out: Path) -> Experiment:
     """Trains for what is left of the seconds, measures, and returns the experiment."""
     plan = row.folder / 'num_steps.json'
     row.folder.mkdir(parents=True, exist_ok=True)
+    if row.spent >= seconds:
+        raise Stop(f'the first stage took {row.spent:.0f} s of {seconds:.0f}: give more --minutes')
     if not plan.exists():
         each = seconds_per_step(experiment_of(row, out)[1])
-        if row.spent >= seconds:
-            raise Stop(f'the first stage took {row.spent:.0f} s of {seconds:.0f}: give more --minutes')
         plan.write_text(
             json.dumps({'num_steps': max(round((seconds - row.spent) / each), 4), 'seconds_per_step': each})
         )
@@ -229,6 +230,16 @@ def encode_seconds(config: dict[str, Any], out: Path) -> float:
     return float(np.median(taken[1:])) * len(images) / size
 
 
+def check_same_study(out: Path, study: dict[str, Any]) -> None:
+    """Keeps what is compared in --out. Raises Stop where it holds another study."""
+    path, study = out / 'study.json', json.loads(json.dumps(study))
+    there = json.loads(path.read_text()) if path.exists() else study
+    if different := [key for key in study if there[key] != study[key]]:
+        raise Stop(f'{out} holds a study of another {different[0]}: give another --out; nothing was changed')
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, study)
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with open(path, 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -249,7 +260,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise Stop(f'--targets are some of {", ".join(TARGETS)} with commas between them, got {unknown[0]!r}')
     if options.data_dir:
         config['dataset']['data_dir'] = config['first_stage']['config']['dataset']['data_dir'] = options.data_dir
-    out.mkdir(parents=True, exist_ok=True)
+    check_same_study(out, {'config': config, 'minutes': options.minutes})
     if not make_ready(config, out, train_experiment, print, progress=sys.stderr.isatty()):
         raise Stop('stopped; the same command goes on from there')
     spent = trained_seconds(find(settings_of(config), out).folder) + encode_seconds(config, out)

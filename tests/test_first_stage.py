@@ -144,7 +144,6 @@ def test_eight_devices_build_the_same(smoke):
         ('network.levels', (3,), ['levels']),
         ('network.name', 'DiT', ["network: unknown name 'DiT'", 'Autoencoder']),
         ('network.bottleneck', 'vq', ['codebook_size of at least 2, got 0']),
-        ('training.init_from', 'weights/x', ['training.init_from']),
         ('evaluation.params', 'emma', ["'raw' or one of ema; got 'emma'"]),
         ('evaluation.num_samples', 0, ['at least 1', 'got 0']),
         ('sampler', {}, ["unknown key 'sampler'"]),
@@ -167,6 +166,15 @@ def test_a_diffusion_config_does_not_take_a_task(config):
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
+
+
+def test_running_means_of_codes_do_not_start_from_imported_ones(get_config):
+    config = get_config('autoencoder_shapes', 'bottleneck=vq,smoke').to_dict()
+    config['training']['init_from'] = 'weights/x'
+    with pytest.raises(ValueError, match=r'training\.init_from needs task\.codebook_decay = 0'):
+        build_first_stage(config)
+    config['task']['codebook_decay'] = 0.0
+    build_first_stage(config)
 
 
 def test_psnr_in_decibels():

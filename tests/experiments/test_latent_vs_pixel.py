@@ -75,15 +75,17 @@ def test_again_trains_nothing(study, result, capsys):
     'argument, message',
     [
         ('--config=configs/digits.py:smoke', 'no section first_stage'),
-        ('--minutes=1e-4', 'give more --minutes'),
+        ('--minutes=7', 'holds a study of another minutes'),
         ('--targets=eps', "some of velocity, x0 .* got 'eps'"),
     ],
 )
-def test_refuses(study, result, argument, message, tmp_path):
+def test_refuses(study, result, argument, message):
     out, _ = result
-    (out / 'latents' / 'num_steps.json').rename(tmp_path / 'kept')
-    try:
-        with pytest.raises(SystemExit, match=message):
-            study.main(['--config=configs/ldm_digits.py:smoke', f'--out={out}', argument])
-    finally:
-        (tmp_path / 'kept').rename(out / 'latents' / 'num_steps.json')
+    with pytest.raises(SystemExit, match=message):
+        study.main([f'--minutes={MINUTES}', '--config=configs/ldm_digits.py:smoke', f'--out={out}', argument])
+
+
+def test_time_that_the_first_stage_has_taken_already(study, tmp_path):
+    row = study.Row('latents', {}, tmp_path / 'row', 61.0)
+    with pytest.raises(study.Stop, match='took 61 s of 60: give more --minutes'):
+        study.run_row(row, 60.0, tmp_path)
