@@ -209,7 +209,7 @@ def _write_shard(stem: Path, source: Source, indices: range, encode, features, s
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
+    to_proto = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).get_tf_example
     part = stem.with_name(stem.name + '.part')
     facts = {'length': 0, 'num_bytes': 0, 'skipped': 0, 'count': 0}
     sums = np.zeros(0)
@@ -218,7 +218,8 @@ def _write_shard(stem: Path, source: Source, indices: range, encode, features, s
             if example is None:
                 facts['skipped'] += 1
                 continue
-            encoded = serialize(features.encode_example({key: _plain(example[key]) for key in features}))
+            proto = to_proto(features.encode_example({key: _plain(example[key]) for key in features}))
+            encoded = proto.SerializeToString(deterministic=True)  # else the order of features is each process's own
             writer.write(encoded)
             facts['length'] += 1
             facts['num_bytes'] += len(encoded)

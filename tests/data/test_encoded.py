@@ -4,7 +4,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,3 +232,29 @@ def test_a_size_that_no_image_has_is_a_corrupt_image():
     damaged[29:33] = zlib.crc32(damaged[12:29]).to_bytes(4, 'big')
     with pytest.raises(ValueError, match='decompression bomb'):
         decode(bytes(damaged), (8, 8, 1))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from diffjax.data import EncodingSettings, open_source, write_encoded
+data, out = sys.argv[1:]
+few = {'train': open_source('digits', 'train[:30]', data_dir=data)}
+def encode(images):
+    x = images[:, ::2, ::2].astype(np.float16)
+    return {'mean': x, 'std': x, 'tokens': x[..., 0].astype(np.int32)}
+settings = EncodingSettings(batch_size=8, examples_per_shard=20)
+print(write_encoded(Path(out), 'digits_latents', few, encode, settings, encoder={}))
+"""
+
+
+def test_the_bytes_are_the_same_in_every_process(digits_dir, tmp_path):
+    """Python's hashes, and what is ordered by them, are each process's own."""
+    folders = []
+    for seed in (1, 2):
+        command = [sys.executable, '-c', PROGRAM, str(digits_dir), str(tmp_path / str(seed))]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {'PYTHONHASHSEED': str(seed)})
+        assert done.returncode == 0, done.stderr
+        folders.append(Path(done.stdout.strip().splitlines()[-1]))
+    assert contents(folders[0]) == contents(folders[1])
