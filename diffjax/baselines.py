@@ -27,7 +27,8 @@ from diffjax.build import Drawing, open_split, with_averages
 from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
-from diffjax.data import Source, prepare
+from diffjax.data import Source
+from diffjax.learning import check_params
 from diffjax.nets import generative
 from diffjax.restoring import restore_params
 from diffjax.results import draw_samples, image_figures, write_results
@@ -35,7 +36,7 @@ from diffjax.run import check_labels, in_batches, to_output
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings
 from diffjax.tasks import Adversarial, Variational
 from diffjax.training import optimizers
-from diffjax.training.loop import Settings, Trainer
+from diffjax.training.loop import Settings
 from diffjax.training.sharding import batch_sharding, make_mesh, num_parts, replicated
 
 KEYS = ('seed', 'task')
@@ -65,16 +66,6 @@ class Baseline(Drawing):
     task: Variational | Adversarial
     sampler: DrawSettings
 
-    def trainer(self) -> Trainer:
-        return Trainer(
-            task=self.task,
-            optimizer=self.optimizer,
-            settings=self.training,
-            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
-            mesh=self.mesh,
-            seed=self.seed,
-        )
-
 
 def build_baseline(config: Mapping[str, Any]) -> Baseline:
     """Everything that a config describes, checked. Raises ConfigError or another ValueError in one line."""
@@ -83,8 +74,7 @@ def build_baseline(config: Mapping[str, Any]) -> Baseline:
     training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
     evaluation = section(EvaluationSettings, config, 'evaluation')
     sampler = section(DrawSettings, config, 'sampler')
-    if sampler.params not in ('', 'raw', *training.ema):
-        raise ConfigError(f"sampler.params is 'raw' or one of {', '.join(training.ema)}; got {sampler.params!r}")
+    check_params('sampler.params', sampler.params, training.ema)
     if training.init_from or evaluation.num_likelihoods:
         raise ConfigError(
             'training.init_from and evaluation.num_likelihoods are for networks that denoise; got '

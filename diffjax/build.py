@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from diffjax import nets
@@ -32,9 +30,10 @@ from diffjax.evaluation.image_sets import ImageSet
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
 from diffjax.latents import Latents
+from diffjax.learning import Learning
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
-from diffjax.tasks import Denoising, Task
+from diffjax.tasks import Denoising
 from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
@@ -44,22 +43,14 @@ BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol &
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """What all experiments have whose model draws examples: data, a task, how it is trained, and how it is measured."""
+class Drawing(Learning):
+    """What all experiments have whose model draws examples, beside what is learned: how they are measured."""
 
-    seed: int
-    dataset: DatasetSettings
-    source: Source  # what is learned: images, clips, or latents
-    test: Source | None  # its held-out split
     images: Source | None  # of pixels: what samples are compared with, and
     test_images: Source | None  # its held-out split; None: a dataset of latents alone
     latents: Latents | None  # the first stage, where one is used
-    task: Task
     sampler: Any  # its settings, of which every kind has `params` and `batch_size`
     evaluation: EvaluationSettings
-    training: Settings
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
 
     @property
     def params_name(self) -> str:
@@ -81,12 +72,6 @@ class Drawing:
     def frame_rate(self) -> float:
         """Of the clips that are drawn; 0 where it is not known, or for images."""
         return self.images.frame_rate if self.images is not None else 0.0
-
-    @property
-    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of one example as the source delivers it, without its values."""
-        example = self.source[0]
-        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in example.items()}
 
     def comparison(self) -> tuple[Space, Reference] | None:
         """In what space samples are compared with what; None for pixels and the test split, with all their figures."""

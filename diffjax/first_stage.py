@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from diffjax import nets, tasks
@@ -32,13 +31,14 @@ from diffjax.data import EncodingSettings, Source, prepare, to_uint8
 from diffjax.evaluation.compression import as_bytes, jpeg_psnr, pca_psnr, psnr
 from diffjax.evaluation.pictures import sample_grid
 from diffjax.evaluation.report import write_report
+from diffjax.learning import HeldOut, HeldOutSettings, check_params
 from diffjax.nets.autoencoder import Codes
 from diffjax.nets.recognizer import perceptual_distance
 from diffjax.results import loss_picture
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Autoencoding
 from diffjax.training import optimizers
-from diffjax.training.loop import Settings, Trainer
+from diffjax.training.loop import Settings
 from diffjax.training.sharding import make_mesh, replicated
 from diffjax.weights import lpips, recognizer
 
@@ -50,55 +50,11 @@ PCA_BYTES = 2**30  # of training images, as float32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionSettings:
-    """The `evaluation` section: how many held-out images are encoded and decoded, with which parameters."""
+class FirstStage(HeldOut):
+    """A config of an autoencoder as objects."""
 
-    num_samples: int = 512
-    batch_size: int = 64
-    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
-
-    def __post_init__(self):
-        if min(self.num_samples, self.batch_size) < 1:
-            raise ConfigError(
-                f'evaluation.num_samples and batch_size are at least 1, got {self.num_samples} and {self.batch_size}'
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstStage:
-    """A config of an autoencoder as objects, with what a `Trainer` needs."""
-
-    seed: int
-    dataset: DatasetSettings
-    source: Source
-    test: Source | None
     task: Autoencoding
-    evaluation: ReconstructionSettings
     encoding: EncodingSettings
-    training: Settings
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-    frozen: PyTree
-
-    @property
-    def params_name(self) -> str:
-        return self.evaluation.params
-
-    @property
-    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of one example as the source delivers it, without its values."""
-        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in self.source[0].items()}
-
-    def trainer(self) -> Trainer:
-        return Trainer(
-            task=self.task,
-            optimizer=self.optimizer,
-            settings=self.training,
-            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
-            mesh=self.mesh,
-            seed=self.seed,
-            frozen=self.frozen,
-        )
 
 
 def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
@@ -106,9 +62,8 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
     check_keys('the config', config, (*KEYS, *SECTIONS, 'encoding'), required=KEYS + SECTIONS)
     dataset = section(DatasetSettings, config, 'dataset')
     training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
-    evaluation = section(ReconstructionSettings, config, 'evaluation')
-    if evaluation.params not in ('', 'raw', *training.ema):
-        raise ConfigError(f"evaluation.params is 'raw' or one of {', '.join(training.ema)}; got {evaluation.params!r}")
+    evaluation = section(HeldOutSettings, config, 'evaluation')
+    check_params('evaluation.params', evaluation.params, training.ema)
     source, test = (
         open_split(dataset, split, for_sampling=False) if split else None
         for split in (dataset.split, dataset.test_split)

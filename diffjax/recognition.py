@@ -15,8 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from diffjax import nets, tasks
@@ -27,12 +25,13 @@ from diffjax.data import Source, prepare
 from diffjax.data.shapes.scenes import CLASSES, COLORS, HELD_OUT, MAX_OBJECTS, SHAPES, SIZES
 from diffjax.evaluation.pictures import captioned_grid
 from diffjax.evaluation.report import write_report
+from diffjax.learning import HeldOut, HeldOutSettings, check_params
 from diffjax.results import loss_picture
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Recognition, questions
 from diffjax.tasks.questions import Answers, Classes, Scenes
 from diffjax.training import optimizers
-from diffjax.training.loop import Settings, Trainer
+from diffjax.training.loop import Settings
 from diffjax.training.sharding import make_mesh, replicated
 from diffjax.weights.recognizer import write_recognizer
 
@@ -43,52 +42,10 @@ FILE = 'recognizer.safetensors'
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecognitionSettings:
-    """The `evaluation` section: how many held-out images are recognised, with which parameters."""
+class RecognitionRun(HeldOut):
+    """A config of a recogniser as objects."""
 
-    num_samples: int = 1000
-    batch_size: int = 100
-    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
-
-    def __post_init__(self):
-        if min(self.num_samples, self.batch_size) < 1:
-            raise ConfigError(
-                f'evaluation.num_samples and batch_size are at least 1, got {self.num_samples} and {self.batch_size}'
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecognitionRun:
-    """A config of a recogniser as objects, with what a `Trainer` needs."""
-
-    seed: int
-    dataset: DatasetSettings
-    source: Source
-    test: Source | None
     task: Recognition
-    evaluation: RecognitionSettings
-    training: Settings
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-
-    @property
-    def params_name(self) -> str:
-        return self.evaluation.params
-
-    @property
-    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of one example as the source delivers it, without its values."""
-        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in self.source[0].items()}
-
-    def trainer(self) -> Trainer:
-        return Trainer(
-            task=self.task,
-            optimizer=self.optimizer,
-            settings=self.training,
-            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
-            mesh=self.mesh,
-            seed=self.seed,
-        )
 
 
 def build_recognition(config: Mapping[str, Any]) -> RecognitionRun:
@@ -96,9 +53,8 @@ def build_recognition(config: Mapping[str, Any]) -> RecognitionRun:
     check_keys('the config', config, KEYS + SECTIONS, required=KEYS + SECTIONS)
     dataset = section(DatasetSettings, config, 'dataset')
     training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
-    evaluation = section(RecognitionSettings, config, 'evaluation')
-    if evaluation.params not in ('', 'raw', *training.ema):
-        raise ConfigError(f"evaluation.params is 'raw' or one of {', '.join(training.ema)}; got {evaluation.params!r}")
+    evaluation = section(HeldOutSettings, config, 'evaluation')
+    check_params('evaluation.params', evaluation.params, training.ema)
     if training.init_from:
         raise ConfigError('training.init_from is for networks that denoise; a recogniser starts from nothing')
     name, options = parse_component(config['task'], 'task')

@@ -22,6 +22,7 @@ TOP = (
     'plan_files',
     'settings',
     'components',
+    'learning',
     'restoring',
     'latents',
     'clips',

@@ -1,0 +1,78 @@
+"""What every kind of experiment is made of: data, a task, and how it is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from diffjax.core.types import PyTree
+from diffjax.data import Source, prepare
+from diffjax.settings import ConfigError, DatasetSettings
+from diffjax.tasks.task import Task
+from diffjax.training.loop import Settings, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """A config as objects, as far as training goes."""
+
+    seed: int
+    dataset: DatasetSettings
+    source: Source  # what is learned: images, clips, or latents
+    test: Source | None  # its held-out split
+    task: Task
+    training: Settings
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    frozen: PyTree = ()
+
+    @property
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of one example as the source delivers it, without its values."""
+        return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in self.source[0].items()}
+
+    def trainer(self) -> Trainer:
+        return Trainer(
+            task=self.task,
+            optimizer=self.optimizer,
+            settings=self.training,
+            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
+            mesh=self.mesh,
+            seed=self.seed,
+            frozen=self.frozen,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings:
+    """The `evaluation` section of what draws nothing: how many held-out images it is given, with which parameters."""
+
+    num_samples: int = 1000
+    batch_size: int = 100
+    params: str = ''  # a profile of training.ema; '' the first one; 'raw' for the parameters themselves
+
+    def __post_init__(self):
+        if min(self.num_samples, self.batch_size) < 1:
+            raise ConfigError(
+                f'evaluation.num_samples and batch_size are at least 1, got {self.num_samples} and {self.batch_size}'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Learning):
+    """What draws nothing, and is measured on held-out images."""
+
+    evaluation: HeldOutSettings
+
+    @property
+    def params_name(self) -> str:
+        return self.evaluation.params
+
+
+def check_params(where: str, name: str, averages: Mapping[str, Any]) -> None:
+    """Raises ConfigError for parameters that training does not keep."""
+    if name not in ('', 'raw', *averages):
+        raise ConfigError(f"{where} is 'raw' or one of {', '.join(averages)}; got {name!r}")
