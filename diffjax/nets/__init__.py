@@ -14,6 +14,7 @@ from diffjax.nets.autoencoder import Autoencoder as Autoencoder
 from diffjax.nets.dit import DiT
 from diffjax.nets.edm2 import EDM2
 from diffjax.nets.flux import Flux
+from diffjax.nets.i3d import I3D as I3D
 from diffjax.nets.inception import Inception as Inception
 from diffjax.nets.inflation import inflate as inflate
 from diffjax.nets.inflation import stylised as stylised
