@@ -1,9 +1,10 @@
-"""A small network that recognises what a picture shows: labels for classifying, features for measuring.
+"""Small networks that recognise what a picture or a clip shows: labels for classifying, features for measuring.
 
 Residual stages of two 3x3 convolutions, each stage at half the size of the one before, then the mean over positions and
 a linear layer. With `coordinates` each pixel says where it is (Liu et al. 2018, arXiv:1807.03247), which a mean over
-positions would not know otherwise. Its feature maps serve as a perceptual distance (`perceptual_distance`) where
-published ones are not at hand, and the mean of the last as features for a Frechet distance.
+positions would not know otherwise. The feature maps serve as a perceptual distance (`perceptual_distance`) where
+published ones are not at hand, and the mean of the last as features for a Frechet distance. A clip is seen frame by
+frame by such stages, which answer for each frame, and then by convolutions over time, which answer for the whole.
 
     d(a, b) = sum over layers l of the mean over positions of |w_l (f_l(a) / |f_l(a)| - f_l(b) / |f_l(b)|)|^2        (1)
 
@@ -19,7 +20,7 @@ from flax import linen as nn
 from diffjax.core.types import Array
 from diffjax.nets.layers import check_rank
 
-__all__ = ['Recognizer']
+__all__ = ['Recognizer', 'ClipRecognizer']
 
 
 class Recognizer(nn.Module, kw_only=True):
@@ -37,16 +38,11 @@ class Recognizer(nn.Module, kw_only=True):
     coordinates: bool = False
 
     def __post_init__(self):
-        if self.first_stride not in (1, 2) or not self.channels or any(c % self.num_groups for c in self.channels):
-            raise ValueError(
-                'first_stride is 1 or 2, and channels are those of at least one stage, multiples of num_groups; got '
-                f'first_stride={self.first_stride}, channels={tuple(self.channels)}, num_groups={self.num_groups}'
-            )
+        check_stages(self.first_stride, self.channels, self.num_groups)
         super().__post_init__()
 
     def setup(self):
-        strides = [self.first_stride, *[2] * (len(self.channels) - 1)]
-        self.stages = [Stage(width, self.num_groups, stride) for width, stride in zip(self.channels, strides)]
+        self.stages = stages(self.first_stride, self.channels, self.num_groups)
         self.head = nn.Dense(self.num_outputs)
 
     def __call__(self, x: Array) -> jax.Array:
@@ -59,14 +55,95 @@ class Recognizer(nn.Module, kw_only=True):
     def features(self, x: Array) -> list[jax.Array]:
         """The map after each stage, [B, H / (first_stride 2^i), W / (first_stride 2^i), channels[i]]."""
         check_rank('Recognizer', x, '[B, H, W, C]')
-        maps, h = [], jnp.asarray(x)
-        if self.coordinates:
-            y, x = jnp.meshgrid(*(jnp.linspace(-1, 1, size, dtype=h.dtype) for size in h.shape[1:3]), indexing='ij')
-            h = jnp.concatenate([h, jnp.broadcast_to(jnp.stack([y, x], -1), (*h.shape[:3], 2))], -1)
+        maps, h = [], with_coordinates(jnp.asarray(x)) if self.coordinates else jnp.asarray(x)
         for stage in self.stages:
             h = stage(h)
             maps.append(h)
         return maps
+
+
+class ClipRecognizer(nn.Module, kw_only=True):
+    """`x: [B, T, H, W, C] in [-1, 1] -> logits [B, T * num_frame_outputs + rest]`, `num_outputs` of them.
+
+    Those of the frames come first, from one to the next, each made of its frame alone. `summary` gives what others
+    want to know of clips with any number of frames.
+
+    num_kinds: so many of the outputs of a frame, the first, say which kinds of bodies are there.
+    num_choices: so many of all outputs, the last, say how many bodies there are.
+    channels, num_groups, first_stride: of the stages that see single frames, as in `Recognizer`; pixels say where they
+        are.
+    temporal_channels: of the 3x3x3 convolutions after them, each at half the frames of the one before.
+    """
+
+    num_outputs: int
+    num_frames: int
+    num_frame_outputs: int
+    num_kinds: int
+    num_choices: int
+    channels: Sequence[int] = (16, 32, 64)
+    temporal_channels: Sequence[int] = (64, 64)
+    num_groups: int = 8
+    first_stride: int = 2
+
+    def __post_init__(self):
+        check_stages(self.first_stride, self.channels, self.num_groups)
+        if not self.temporal_channels or any(c % self.num_groups for c in self.temporal_channels):
+            raise ValueError(
+                f'temporal_channels are those of at least one convolution, multiples of num_groups={self.num_groups}; '
+                f'got {tuple(self.temporal_channels)}'
+            )
+        super().__post_init__()
+
+    def setup(self):
+        self.stages = stages(self.first_stride, self.channels, self.num_groups)
+        self.over_time = [TimeStage(width, self.num_groups) for width in self.temporal_channels]
+        self.frame_head = nn.Dense(self.num_frame_outputs)
+        self.head = nn.Dense(self.num_outputs - self.num_frames * self.num_frame_outputs)
+
+    def __call__(self, x: Array) -> jax.Array:
+        maps = self.maps(x)
+        each = self.frame_head(maps.mean((2, 3)))
+        return jnp.concatenate([each.reshape(len(each), -1), self.head(self.of_clips(maps))], -1)
+
+    def summary(self, x: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Features [B, temporal_channels[-1]], logits of the number of bodies [B, num_choices], and of the kinds that
+        are in each frame [B, T, num_kinds]."""
+        maps = self.maps(x)
+        features = self.of_clips(maps)
+        kinds = self.frame_head(maps.mean((2, 3)))[..., : self.num_kinds]
+        return features, self.head(features)[:, -self.num_choices :], kinds
+
+    def maps(self, x: Array) -> jax.Array:
+        """[B, T, h, w, channels[-1]], of each frame."""
+        check_rank('ClipRecognizer', x, '[B, T, H, W, C]')
+        h = with_coordinates(jnp.asarray(x).reshape(-1, *x.shape[2:]))
+        for stage in self.stages:
+            h = stage(h)
+        return h.reshape(*x.shape[:2], *h.shape[1:])
+
+    def of_clips(self, h: jax.Array) -> jax.Array:
+        for stage in self.over_time:
+            h = stage(h)
+        return h.mean((1, 2, 3))
+
+
+def check_stages(first_stride: int, channels: Sequence[int], num_groups: int) -> None:
+    if first_stride not in (1, 2) or not channels or any(c % num_groups for c in channels):
+        raise ValueError(
+            'first_stride is 1 or 2, and channels are those of at least one stage, multiples of num_groups; got '
+            f'first_stride={first_stride}, channels={tuple(channels)}, num_groups={num_groups}'
+        )
+
+
+def stages(first_stride: int, channels: Sequence[int], num_groups: int) -> list['Stage']:
+    strides = [first_stride, *[2] * (len(channels) - 1)]
+    return [Stage(width, num_groups, stride) for width, stride in zip(channels, strides)]
+
+
+def with_coordinates(x: jax.Array) -> jax.Array:
+    """Two more channels, y and x, -1 to 1 from the first pixel to the last: [B, H, W, C] -> [B, H, W, C + 2]."""
+    places = jnp.meshgrid(*(jnp.linspace(-1, 1, size, dtype=x.dtype) for size in x.shape[1:3]), indexing='ij')
+    return jnp.concatenate([x, jnp.broadcast_to(jnp.stack(places, -1), (*x.shape[:3], 2))], -1)
 
 
 class Stage(nn.Module):
@@ -82,6 +159,18 @@ class Stage(nn.Module):
         h = nn.silu(nn.GroupNorm(self.num_groups, use_fast_variance=False, name='norm_in')(h))
         y = nn.Conv(self.features, (3, 3), padding=((1, 1), (1, 1)), name='conv_out')(h)
         return h + nn.silu(nn.GroupNorm(self.num_groups, use_fast_variance=False, name='norm_out')(y))
+
+
+class TimeStage(nn.Module):
+    """A convolution over space and time: `[B, T, H, W, C] -> [B, ceil(T / 2), H, W, features]`."""
+
+    features: int
+    num_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nn.Conv(self.features, (3, 3, 3), (2, 1, 1), padding=((1, 1), (1, 1), (1, 1)), name='conv')(x)
+        return nn.silu(nn.GroupNorm(self.num_groups, use_fast_variance=False, name='norm')(h))
 
 
 def perceptual_distance(

@@ -1,18 +1,18 @@
-"""What a picture is asked in recognition: questions of yes or no, and one of one-of-many, with answers from its labels.
+"""What a picture or a clip is asked in recognition: questions of yes or no, and one of one-of-many, with their answers.
 
 Each is a value that says which annotations of a dataset it needs, and a pure function from a batch that holds them (see
 `data.open_source`) to `Answers`. What stands in `__all__` is what a config's `task.questions` can name.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffjax.core.types import Array, PyTree
 
-__all__ = ['Scenes', 'Classes']
+__all__ = ['Scenes', 'Classes', 'Flights', 'Plays']
 
 
 class Answers(NamedTuple):
@@ -86,3 +86,79 @@ class Classes:
     def __call__(self, batch: PyTree) -> Answers:
         """From `label` [B]."""
         return Answers(jnp.zeros((len(batch['label']), 0)), batch['label'].astype(jnp.int32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Actors:
+    """Clips of bodies that move, each of one of `num_kinds` kinds.
+
+    Of each kind it is asked in every frame, by this frame alone, whether one is there: anywhere, in the left, right,
+    upper and lower half; and of the whole clip, whether one moves left, right, up and down in the first frame, whether
+    one does in the last, and whether one is faster than `fast` then, in sides of the picture in a frame. Q = num_frames
+    x kinds x 5 + kinds x 9, frame by frame, the kinds of one aspect beside each other; K = max_actors + 1.
+    """
+
+    num_frames: int
+    max_actors: int
+
+    num_kinds: ClassVar[int]
+    fast: ClassVar[float]
+    kinds_read: ClassVar[tuple[str, ...]]  # annotations
+
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        return *self.kinds_read, 'position', 'velocity'
+
+    @property
+    def num_frame_questions(self) -> int:
+        return self.num_kinds * 5
+
+    @property
+    def num_questions(self) -> int:
+        return self.num_frames * self.num_frame_questions + self.num_kinds * 9
+
+    @property
+    def num_choices(self) -> int:
+        return self.max_actors + 1
+
+    def __call__(self, batch: PyTree) -> Answers:
+        """From `position` and `velocity` [B, T, N, 2] as (y, x), and what says the kinds [B, N], -1 for no body."""
+        kind = self.kinds(batch)
+        there, which = kind >= 0, jax.nn.one_hot(kind, self.num_kinds)
+        (y, x), (down, right) = (jnp.moveaxis(batch[name], -1, 0) for name in ('position', 'velocity'))
+        places = jnp.stack([jnp.ones_like(x, bool), x < 0.5, x >= 0.5, y < 0.5, y >= 0.5], -1)
+        moves = jnp.stack([right < 0, right > 0, down < 0, down > 0], -1)
+        fast = jnp.hypot(down, right)[:, -1, :, None] > self.fast
+        ways = jnp.concatenate([moves[:, 0], moves[:, -1], fast], -1) & there[..., None]
+        frames = jnp.einsum('btna,bnk->btak', places.astype(jnp.float32), which) > 0
+        clips = jnp.einsum('bna,bnk->bak', ways.astype(jnp.float32), which) > 0
+        yes = jnp.concatenate([frames.reshape(len(kind), -1), clips.reshape(len(kind), -1)], -1)
+        return Answers(yes.astype(jnp.float32), there.sum(-1, dtype=jnp.int32))
+
+    def kinds(self, batch: PyTree) -> Array:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flights(_Actors):
+    """Moving digits: a kind is a class of digits."""
+
+    num_kinds: ClassVar[int] = 10
+    fast: ClassVar[float] = 0.045
+    kinds_read: ClassVar[tuple[str, ...]] = ('digit',)
+
+    def kinds(self, batch):
+        return batch['digit'].astype(jnp.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plays(_Actors):
+    """Moving shapes: a kind is a shape in a colour, shape x 6 + colour."""
+
+    num_kinds: ClassVar[int] = 24
+    fast: ClassVar[float] = 0.03
+    kinds_read: ClassVar[tuple[str, ...]] = ('shape', 'color')
+
+    def kinds(self, batch):
+        shape, color = batch['shape'].astype(jnp.int32), batch['color'].astype(jnp.int32)
+        return jnp.where(shape >= 0, shape * 6 + color, -1)

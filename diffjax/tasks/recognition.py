@@ -1,10 +1,10 @@
-"""Learning to recognise what a picture shows: the network whose features then measure other pictures.
+"""Learning to recognise what a picture or a clip shows: the network whose features then measure others.
 
-With logits l [Q] for the questions of yes or no, m [K] for the choice, and answers y, c the loss of a picture is
+With logits l [Q] for the questions of yes or no, m [K] for the choice, and answers y, c the loss of one is
 
     sum_q (log(1 + e^l_q) - y_q l_q)  +  w (log sum_k e^m_k - m_c)                                                  (1)
 
-at w = 1 the negative log-likelihood of all answers, each independent given the picture, in nats.
+at w = 1 the negative log-likelihood of all answers, each independent given what is seen, in nats.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.core.types import Array, PyTree
-from diffjax.nets.recognizer import Recognizer
-from diffjax.tasks.questions import Answers, Classes, Scenes
+from diffjax.nets.recognizer import ClipRecognizer, Recognizer
+from diffjax.tasks.questions import Answers, Classes, Flights, Plays, Scenes
 from diffjax.tasks.task import Task
 
 __all__ = ['Recognition']
@@ -22,13 +22,13 @@ __all__ = ['Recognition']
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition(Task):
-    """A recogniser trained on (1). A batch holds `x0: [B, H, W, C]`, and what the questions read.
+    """A recogniser trained on (1). A batch holds `x0: [B, H, W, C]` or `[B, T, H, W, C]`, and what the questions read.
 
     choice_weight: w of (1); there are many questions of yes or no, and one choice.
     """
 
-    network: Recognizer
-    questions: Scenes | Classes
+    network: Recognizer | ClipRecognizer
+    questions: Scenes | Classes | Flights | Plays
     choice_weight: float = 1.0
 
     def __post_init__(self):

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from diffjax.nets import count_parameters
 from diffjax.nets.discriminator import PatchDiscriminator
-from diffjax.nets.recognizer import Recognizer, perceptual_distance
+from diffjax.nets.recognizer import ClipRecognizer, Recognizer, perceptual_distance
 
 RNG = np.random.default_rng(0)
 
@@ -97,6 +97,40 @@ def test_a_stride_and_coordinates_change_what_is_seen():
 def test_recognisers_that_cannot_be_are_refused(fields):
     with pytest.raises(ValueError, match='first_stride is 1 or 2, and channels .* multiples of num_groups; got'):
         Recognizer(num_outputs=2, **fields)
+
+
+def test_clips_are_seen_frame_by_frame_and_whole():
+    """Answers for a frame are of this frame alone, and those for the clip of all; any number of frames is taken."""
+    net = ClipRecognizer(
+        num_outputs=4 * 5 + 6,
+        num_frames=4,
+        num_frame_outputs=5,
+        num_kinds=2,
+        num_choices=3,
+        channels=(4,),
+        temporal_channels=(4, 4),
+        num_groups=2,
+    )
+    x = RNG.standard_normal((2, 4, 8, 8, 1)).astype(np.float32)
+    variables = net.init(jax.random.key(0), x)
+    logits = np.asarray(net.apply(variables, x))
+    other = net.apply(variables, np.concatenate([x[:, :1], RNG.standard_normal(x[:, 1:].shape)], 1))
+    np.testing.assert_allclose(other[:, :5], logits[:, :5], rtol=1e-4, atol=1e-5)
+    assert (np.abs(other[:, 5:20] - logits[:, 5:20]) > 1e-3).mean() > 0.9
+    turned = np.asarray(net.apply(variables, x[:, ::-1]))
+    frames, back = logits[:, :20].reshape(2, 4, 5), turned[:, :20].reshape(2, 4, 5)
+    np.testing.assert_allclose(back, frames[:, ::-1], rtol=1e-4, atol=1e-5)
+    assert (np.abs(turned[:, 20:] - logits[:, 20:]) > 1e-4).mean() > 0.9  # time has a direction
+    features, number, kinds = net.apply(variables, x, method='summary')
+    assert features.shape == (2, 4)
+    np.testing.assert_allclose(number, logits[:, -3:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kinds, frames[..., :2], rtol=1e-4, atol=1e-5)
+    longer = np.concatenate([x, x], 1)
+    assert [a.shape for a in net.apply(variables, longer, method='summary')] == [(2, 4), (2, 3), (2, 8, 2)]
+    with pytest.raises(ValueError, match=r'temporal_channels are .* multiples of num_groups=8; got \(12,\)'):
+        ClipRecognizer(
+            num_outputs=2, num_frames=1, num_frame_outputs=1, num_kinds=1, num_choices=1, temporal_channels=(12,)
+        )
 
 
 def test_it_learns_to_tell_digits_apart(fast_compilation):

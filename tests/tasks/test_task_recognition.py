@@ -8,7 +8,7 @@ import pytest
 
 from diffjax.nets.recognizer import Recognizer
 from diffjax.tasks import Recognition
-from diffjax.tasks.questions import Answers, Classes, Scenes
+from diffjax.tasks.questions import Answers, Classes, Flights, Plays, Scenes
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 
@@ -68,6 +68,60 @@ def test_answers_of_scenes_written_by_hand():
 def test_the_order_of_objects_does_not_matter():
     turned = {name: a[:, ::-1] for name, a in BATCH.items()}
     jax.tree.map(np.testing.assert_array_equal, SCENES(BATCH), SCENES(turned))
+
+
+FRAME_ASPECTS = ('there', 'left', 'right', 'top', 'bottom')
+CLIP_ASPECTS = (
+    *(f'{way} {when}' for when in ('first', 'last') for way in ('leftwards', 'rightwards', 'upwards', 'downwards')),
+    'fast',
+)
+
+
+def test_answers_of_flights_written_by_hand():
+    """A 3 that flies down to the right and bounces off the right wall with a 7 that flies up fast; and a 0 alone."""
+    flights = Flights(num_frames=2, max_actors=2)
+    nothing = [(-1.0, -1.0)] * 2
+    batch = {
+        'digit': np.array([[3, 7], [0, -1]], np.int8),
+        'position': np.array(
+            [[[(0.2, 0.3), (0.8, 0.1)], [(0.6, 0.7), (0.4, 0.1)]], [[(0.5, 0.5), nothing[0]], [(0.5, 0.4), nothing[0]]]]
+        ),
+        'velocity': np.array(
+            [
+                [[(0.03, 0.01), (-0.05, 0)], [(0.03, -0.01), (-0.05, 0)]],
+                [[(0, -0.01), nothing[0]], [(0, -0.01), nothing[0]]],
+            ]
+        ),
+    }
+    answers = flights(batch)
+    assert answers.yes.shape == (2, flights.num_questions) == (2, 2 * 50 + 90)
+    assert answers.choice.tolist() == [2, 1] and flights.num_choices == 3
+    names = [(frame, aspect, k) for frame in (0, 1) for aspect in FRAME_ASPECTS for k in range(10)]
+    names += [(aspect, k) for aspect in CLIP_ASPECTS for k in range(10)]
+    said = [{name for name, yes in zip(names, row) if yes} for row in np.asarray(answers.yes)]
+    assert said[0] == {
+        *((0, aspect, 3) for aspect in ('there', 'left', 'top')),
+        *((1, aspect, 3) for aspect in ('there', 'right', 'bottom')),
+        *((0, aspect, 7) for aspect in ('there', 'left', 'bottom')),
+        *((1, aspect, 7) for aspect in ('there', 'left', 'top')),
+        *((aspect, 3) for aspect in ('rightwards first', 'downwards first', 'leftwards last', 'downwards last')),
+        *((aspect, 7) for aspect in ('upwards first', 'upwards last', 'fast')),
+    }
+    assert said[1] == {
+        *((0, aspect, 0) for aspect in ('there', 'right', 'bottom')),
+        *((1, aspect, 0) for aspect in ('there', 'left', 'bottom')),
+        ('leftwards first', 0),
+        ('leftwards last', 0),
+    }
+
+
+def test_kinds_of_plays_are_classes():
+    plays = Plays(num_frames=1, max_actors=2)
+    batch = {'shape': np.array([[2, -1]], np.int8), 'color': np.array([[5, -1]], np.int8)}
+    batch |= {'position': np.zeros((1, 1, 2, 2)), 'velocity': np.zeros((1, 1, 2, 2))}
+    answers = plays(batch)
+    assert np.flatnonzero(answers.yes[0]).tolist() == [17, 24 + 17, 72 + 17] and answers.choice.tolist() == [1]
+    assert plays.annotations == ('shape', 'color', 'position', 'velocity')
 
 
 def test_classes_are_labels():

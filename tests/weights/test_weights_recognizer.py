@@ -8,13 +8,24 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from diffjax.nets.recognizer import Recognizer
+from diffjax.nets.recognizer import ClipRecognizer, Recognizer
 from diffjax.weights import WeightsError
 from diffjax.weights.engine import flat
 from diffjax.weights.recognizer import KEY, SHAPES, open_recognizer, write_recognizer
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
+KEY = KEY.format('Recognizer')
 NETWORK = Recognizer(num_outputs=3, channels=(4, 8), num_groups=2, first_stride=2, coordinates=True)
+OF_CLIPS = ClipRecognizer(
+    num_outputs=4 * 5 + 6,
+    num_frames=4,
+    num_frame_outputs=5,
+    num_kinds=2,
+    num_choices=3,
+    channels=(4,),
+    temporal_channels=(4, 2),
+    num_groups=2,
+)
 
 
 @pytest.fixture(scope='module')
@@ -78,6 +89,21 @@ def test_numbers_that_are_none_are_refused(file, params):
     with pytest.raises(WeightsError, match='head/bias has values that float16 does not hold'):
         write_recognizer(file.with_name('big'), NETWORK, big)
     assert not file.with_name('big').exists()
+
+
+def test_a_network_of_clips_comes_back(tmp_path):
+    params = jax.jit(OF_CLIPS.init)(jax.random.key(0), np.zeros((1, 4, 8, 8, 1), np.float32))['params']
+    write_recognizer(tmp_path / 'r', OF_CLIPS, params)
+    found = open_recognizer(tmp_path / 'r')
+    assert found.network == OF_CLIPS and found.in_channels == 1
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.float16(a), np.float16(b)), found.load(), params)
+    with safe_open(tmp_path / 'r', 'np') as opened:
+        key, tensors = 'diffjax.ClipRecognizer', load_file(tmp_path / 'r')
+        text = opened.metadata()[key]
+    for changes in ({'num_outputs': 20}, {'temporal_channels': 4}, {'num_frames': 10**9}, {'coordinates': True}):
+        save_file(tensors, tmp_path / 'r', metadata={key: json.dumps(json.loads(text) | changes)})
+        with pytest.raises(WeightsError, match='metadata describes no recogniser'):
+            open_recognizer(tmp_path / 'r')
 
 
 def test_the_one_of_the_package_is_small():
