@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffjax import nets
-from diffjax.clips import as_drawn, check_clips, frame_choice
+from diffjax.clips import as_drawn, check_clips, frame_choice, images_of
 from diffjax.components import check_keys, component, literal, parse_component, section
 from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
+from diffjax.core.editing import Windows
 from diffjax.core.guidance import Guidance
 from diffjax.core.likelihood import Trace
 from diffjax.core.losses import Loss
@@ -24,9 +25,8 @@ from diffjax.core.solvers import Plan
 from diffjax.core.solvers.plan_records import check_schedule
 from diffjax.core.transforms import Transforms
 from diffjax.data import DatasetNotPrepared, Source, blank_source, open_source, prepare
+from diffjax.edits import Edit, open_edit, windows_of
 from diffjax.evaluation import spaces
-from diffjax.evaluation.clips import one_frame_each
-from diffjax.evaluation.image_sets import ImageSet
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
 from diffjax.latents import Latents
@@ -72,6 +72,10 @@ class Drawing(Learning):
     def frame_rate(self) -> float:
         """Of the clips that are drawn; 0 where it is not known, or for images."""
         return self.images.frame_rate if self.images is not None else 0.0
+
+    def edit(self) -> Edit | None:
+        """What is known of samples before they are drawn; None where nothing is."""
+        return None
 
     def comparison(self) -> tuple[Space, Reference] | None:
         """In what space samples are compared with what; None for pixels and the test split, with all their figures."""
@@ -173,6 +177,18 @@ class Experiment(Drawing):
             zero_init=np.int32(s.zero_init) if s.zero_init else None,
         )
 
+    @property
+    def clip_shape(self) -> tuple[int, ...] | None:
+        """[T, H, W, C] of clips of pixels, as they are learned; None for anything else."""
+        return self.sample_shape if self.latents is None and self.source.kind == 'video' else None
+
+    def edit(self, settings: SamplerSettings | None = None, clips: np.ndarray | None = None) -> Edit | None:
+        return open_edit(settings or self.sampler, self.clip_shape, self.test_images, clips)
+
+    def windows(self, settings: SamplerSettings | None = None) -> Windows | None:
+        """Those in which longer clips are made than were learned; None where there are none."""
+        return windows_of(settings or self.sampler, self.clip_shape)
+
     def likelihood_trace(self) -> Trace | None:
         """None where no likelihood is wanted."""
         s, objective = self.evaluation, self.task.objective
@@ -198,6 +214,7 @@ class Experiment(Drawing):
             'transforms': self.transforms(s),
             'negative_label': s.negative_label,
             'frame_rate': (s.frame_rate or self.frame_rate) if self.task.knows_frame_rate else None,
+            'windows': self.windows(s),
         }
 
 
@@ -259,6 +276,7 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
     )
     # each checks itself
     experiment.plan(), experiment.guidance(), experiment.likelihood_trace(), experiment.comparison()
+    experiment.edit(), experiment.windows()
     experiment.trainer().init(experiment.batch_spec)
     return experiment
 
@@ -333,19 +351,6 @@ def build_task(config: Mapping[str, Any], objective: Loss, num_classes: int, cha
         image_fraction=config['dataset'].get('image_fraction', 0.0),
         knows_frame_rate=getattr(network, 'frame_rate_frequencies', 0) > 0,
     )
-
-
-def images_of(source: Source) -> ImageSet:
-    """A split's images, or one frame of each clip, read as they are asked for."""
-
-    def part(start, stop):
-        pixels = source.read(range(start, stop))[source.kind]
-        return one_frame_each(pixels, start) if source.kind == 'video' else pixels
-
-    def parts(start, stop, size):
-        return (part(i, min(i + size, stop)) for i in range(start, stop, size))
-
-    return ImageSet(f'{source.name} {source.split}', (len(source), *source.image_shape[-3:]), parts)
 
 
 def build_plan(settings: SamplerSettings, task: Denoising) -> Plan:

@@ -1,6 +1,8 @@
 """Clips as a config wants them: how they are cut to be learned, and cut alike to be compared with samples."""
 
 from diffjax.data import FrameChoice, Source
+from diffjax.evaluation.clips import one_frame_each
+from diffjax.evaluation.image_sets import ImageSet
 from diffjax.settings import ConfigError, DatasetSettings
 
 
@@ -26,6 +28,19 @@ def as_drawn(source: Source, dataset: DatasetSettings, frame_rate: float = 0.0) 
         )
     stride = rates[frame_rate] if frame_rate else dataset.frame_strides[0]
     return source.clipped(dataset.frames_of(source.image_shape[0]), stride)
+
+
+def images_of(source: Source) -> ImageSet:
+    """A split's images, or one frame of each clip, read as they are asked for."""
+
+    def part(start, stop):
+        pixels = source.read(range(start, stop))[source.kind]
+        return one_frame_each(pixels, start) if source.kind == 'video' else pixels
+
+    def parts(start, stop, size):
+        return (part(i, min(i + size, stop)) for i in range(start, stop, size))
+
+    return ImageSet(f'{source.name} {source.split}', (len(source), *source.image_shape[-3:]), parts)
 
 
 def check_clips(source: Source, dataset: DatasetSettings, batch_size: int, frame_rate: float, *, told: bool) -> None:

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
-WITH_DEFAULTS = 'network', 'dataset', 'first_stage', 'encoding'  # sections whose keys need not all be written
+WITH_DEFAULTS = 'network', 'dataset', 'sampler', 'first_stage', 'encoding'  # their keys need not all be written
 OPEN = {'lock_config': False, 'accept_new_attributes': True}  # what is not known is refused here, and by `build`
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
 flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema', 'encode'], 'What to do.')

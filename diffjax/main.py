@@ -7,6 +7,8 @@
   python -m diffjax.main --mode=encode --workdir=runs/autoencoder                    makes a dataset of latents
   python -m diffjax.main --mode=sample --config=configs/dit_b.py:model=XL/2 --workdir=runs/dit
       --config.training.init_from=DIR           draws with published weights that python -m diffjax.weights has imported
+  python -m diffjax.main --mode=sample --workdir=runs/clips --config.sampler.known=first_frames
+      --config.sampler.num_frames=48            clips from the first frames of held-out ones, longer than was learned
 
 A value of the config is changed by --config.KEY=VALUE, its argument follows a colon: --config=configs/digits.py:smoke.
 Without --mode=train the config may be left out: the workdir knows its own. Running a command again goes on from the
@@ -206,7 +208,7 @@ def sample_run(workdir: Path) -> None:
 
     from diffjax.kinds import kind_of
     from diffjax.results import save_samples
-    from diffjax.run import balanced_labels, check_labels, to_output
+    from diffjax.run import check_labels, labels_to_draw, to_output
 
     config, experiment = start()
     if (drawing := kind_of(config).drawing) is None:
@@ -216,8 +218,10 @@ def sample_run(workdir: Path) -> None:
         wanted = [int(label) for label in FLAGS.labels.split(',')] if FLAGS.labels else None
     except ValueError:
         fail(f'--labels are whole numbers with commas between them, got {FLAGS.labels!r}')
+    edit = experiment.edit()
     if wanted is None:
-        labels = balanced_labels(FLAGS.num_samples or 10 * min(max(num_classes, 1), 10), num_classes)
+        default = edit.num_clips if edit is not None and edit.from_file else 10 * min(max(num_classes, 1), 10)
+        labels = labels_to_draw(experiment, FLAGS.num_samples or default)
     else:
         labels = check_labels(wanted, num_classes, null_label=null_label)
         labels = np.resize(labels, FLAGS.num_samples or len(labels))
@@ -228,7 +232,8 @@ def sample_run(workdir: Path) -> None:
     if jax.process_index():
         return
     stem, rate = stem.with_name(stem.name.replace('.', '_')), experiment.frame_rate
-    archive, picture = save_samples(stem, to_output(experiment, x), labels, rate)
+    known = edit and edit.known(len(labels))
+    archive, picture = save_samples(stem, to_output(experiment, x), labels, rate, known)
     say(f'{len(labels)} samples at step {step}: {picture} and {archive}')
 
 

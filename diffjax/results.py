@@ -14,18 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.build import Drawing, Experiment, images_of
+from diffjax.build import Drawing, Experiment
+from diffjax.clips import images_of
+from diffjax.core.editing import Known
 from diffjax.core.likelihood import bits_per_dimension
 from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
 from diffjax.data import BYTE_WIDTH, Source, dequantize, read_all
+from diffjax.edits import described, edit_figures
 from diffjax.evaluation import clips
 from diffjax.evaluation.image_sets import image_array
 from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.references import reference_figures
 from diffjax.evaluation.report import class_figures, evaluate_samples, write_report
-from diffjax.run import balanced_labels, drawing, to_output
+from diffjax.run import drawing, labels_to_draw, to_output
 from diffjax.training.sharding import batch_sharding, num_parts, replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
@@ -37,17 +40,21 @@ def finished(workdir: str | os.PathLike, num_steps: int) -> bool:
     return path.exists() and json.loads(path.read_text())['step'] >= num_steps
 
 
-def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray, frame_rate: float = 0.0) -> tuple[Path, Path]:
+def save_samples(
+    stem: Path, images: np.ndarray, labels: np.ndarray, frame_rate: float = 0.0, known: Known | None = None
+) -> tuple[Path, Path]:
     """(STEM.npz, STEM.png): the samples with their labels, and a grid of them by class.
 
     uint8 images are stored as `arr_0`, where ADM's evaluator and others look for them. Latents are stored as `latents`,
     and the grid shows their first channels. Clips are `arr_0` too, STEM.png is a sheet with a clip in each row, and
     beside it they move: STEM.gif and, with imageio-ffmpeg, STEM.mp4, `frame_rate` frames per second; 0: 8 of them.
+    What was `known` of clips stands in the archive too, as `given` and its mask `known`, and beside them in pictures.
     """
     archive, picture = stem.with_suffix('.npz'), stem.with_suffix('.png')
     stem.parent.mkdir(parents=True, exist_ok=True)
     if images.dtype == np.uint8:
-        np.savez_compressed(archive, arr_0=images, labels=labels)
+        kept = {} if known is None else {'given': known.x0, 'known': known.mask}
+        np.savez_compressed(archive, arr_0=images, labels=labels, **kept)
         shown = images
     else:
         np.savez_compressed(archive, latents=images, labels=labels)
@@ -58,8 +65,9 @@ def save_samples(stem: Path, images: np.ndarray, labels: np.ndarray, frame_rate:
     if not clips.is_clip(shown.shape[1:]):
         sample_grid(shown, labels, path=picture)
         return archive, picture
-    clips.contact_sheet(shown, labels, picture)
-    moving = clips.side_by_side(shown, labels)
+    given = None if known is None else clips.known_part(known.x0[..., : shown.shape[-1]], known.mask)
+    clips.contact_sheet(shown, labels, picture, given)
+    moving = clips.side_by_side(shown, labels, given)
     clips.write_gif(moving, stem.with_suffix('.gif'), frame_rate)
     if clips.can_write_mp4():
         clips.write_mp4(moving, stem.with_suffix('.mp4'), frame_rate)
@@ -184,18 +192,21 @@ class Drawn(NamedTuple):
     labels: np.ndarray
     seed: int
     seconds: float
+    known: Known | None = None  # of clips that were made from others
 
 
 def draw_samples(
     experiment: Drawing, draw: Callable[..., np.ndarray], params: PyTree, *, seed: int, progress: bool
 ) -> Drawn:
-    """`evaluation.num_samples` samples of all classes alike, none rejected or selected. draw: as of `run.drawing`."""
-    labels = balanced_labels(experiment.evaluation.num_samples, experiment.source.num_classes)
+    """`evaluation.num_samples` samples of all classes alike, or of the clips they are made from, none rejected or
+    selected. draw: as of `run.drawing`.
+    """
+    edit, labels = experiment.edit(), labels_to_draw(experiment, experiment.evaluation.num_samples)
     finish = functools.partial(to_output, experiment)
     draw(params, labels[:1], seed=seed, finish=finish)  # compiles
     began = time.perf_counter()
     images = draw(params, labels, seed=seed, progress=progress, finish=finish)
-    return Drawn(images, labels, seed, time.perf_counter() - began)
+    return Drawn(images, labels, seed, time.perf_counter() - began, edit and edit.known(len(labels)))
 
 
 def measure(
@@ -211,6 +222,7 @@ def measure(
     figures = image_figures(experiment, drawn.images, drawn.labels, progress=progress)
     if jax.process_index():
         return {}
+    figures |= edit_figures(drawn.images, drawn.known, experiment.windows())
     branches = 1 if experiment.guidance() is None else 2
     figures |= {'step': step, 'evaluations_per_sample': experiment.plan().num_evaluations * branches, **likelihood}
     pictures, tables = {}, {}
@@ -241,7 +253,7 @@ def write_results(
     """The figures with what the drawing took; samples, the curve of the loss, report.md and figures.json written."""
     figures = figures | {'seconds_per_sample': drawn.seconds / len(drawn.labels)}
     stem = workdir / 'samples'
-    shown = {'Samples': save_samples(stem, drawn.images, drawn.labels, experiment.frame_rate)[1]}
+    shown = {'Samples': save_samples(stem, drawn.images, drawn.labels, experiment.frame_rate, drawn.known)[1]}
     if clips.is_clip(drawn.images.shape[1:]):
         shown['Samples in motion'] = stem.with_suffix('.gif')
         mp4 = 'samples.mp4 shows the same' if clips.can_write_mp4() else clips.HOW_TO_GET_MP4
@@ -297,7 +309,7 @@ def _described(experiment: Experiment, figures: dict, seed: int) -> tuple[str, d
         f'A network that predicts {network[0]} on the {network[1]} schedule, trained for {figures["step"]:,} steps of '
         f'batch {experiment.training.batch_size} on {experiment.source.num_examples:,} examples of '
         f'{experiment.source.name}; sampled with {", ".join(f"{k} {v}" for k, v in sampler.what.items())} at guidance '
-        f'{sampler.guidance:g}, seed {seed}.'
+        f'{sampler.guidance:g}, seed {seed}.' + described(experiment.edit(), sampler.known, experiment.windows())
     )
     if 'bits_blur' in figures:
         summary += (
@@ -327,6 +339,7 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         'bits_per_dimension': '{:.4f} bits per dimension of held-out images',
         'bits_blur': 'of the density blurred by noise of {:.2g}: likelihood_t_min is above 0',
         'likelihoods_out_of_steps': '{} likelihoods ran out of steps: raise likelihood_tolerance or likelihood_t_min',
+        'seam_rank': 'rank of the frame differences where windows join {:.3f} (0.5: no seam shows)',
         'seconds_per_sample': '{:.2g} s per sample',
         'evaluations_per_sample': '{} network evaluations per sample',
     }

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffjax.build import ConfigError, Experiment, SamplerSettings, build_plan
+from diffjax.build import ConfigError, Drawing, Experiment, SamplerSettings, build_plan
+from diffjax.core.editing import Known, Windows
 from diffjax.core.guidance import Guidance
 from diffjax.core.sampling import pad, sample_keys
 from diffjax.core.schedules import Schedule
 from diffjax.core.solvers import Plan
 from diffjax.core.transforms import NO_TRANSFORMS, Transforms
 from diffjax.core.types import Model, PyTree
-from diffjax.data import to_uint8
+from diffjax.data import from_uint8, to_uint8
 from diffjax.tasks import Denoising
 from diffjax.training.checkpoints import abstract
 from diffjax.training.posthoc_ema import (
@@ -39,9 +40,10 @@ MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded
 class Sampler:
     """Draws samples through one compiled program.
 
-    Plans are padded to common sizes and are arguments, as the settings of guidance and transforms are: another solver,
-    grid, number of steps (up to the padded one), guidance scale, threshold or seed compiles nothing. Other programs are
-    guidance or none, each of its refinements and each transform or none, and a larger table.
+    Plans are padded to common sizes and are arguments, as the settings of guidance and transforms are, and what is
+    known of clips: another solver, grid, number of steps (up to the padded one), guidance scale, threshold, seed or
+    mask compiles nothing. Other programs are guidance or none, each of its refinements and each transform or none,
+    something known or nothing, other windows, and a larger table.
     """
 
     def __init__(self, task: Denoising, shape: tuple[int, ...], mesh: jax.sharding.Mesh, batch_size: int):
@@ -52,14 +54,19 @@ class Sampler:
 
         everywhere, split = replicated(mesh), batch_sharding(mesh)
 
-        def draw(params, plan, guidance, transforms, labels, baseline, key_data, start, frame_rate):
+        def draw(params, plan, guidance, transforms, labels, baseline, key_data, start, frame_rate, known, windows):
             self.num_traces += 1  # runs when traced, not when called
             keys = sample_keys(jax.random.wrap_key_data(key_data), self.batch_size, start)
             labels, baseline, keys = jax.lax.with_sharding_constraint((labels, baseline, keys), split)
-            return task.sample(params, (), plan, guidance, labels, keys, shape, baseline, transforms, frame_rate)
+            if known is not None:
+                known = Known(jax.lax.with_sharding_constraint(from_uint8(known.x0), split), known.mask)
+            whole = shape if windows is None else (windows.num_frames, *shape[1:])
+            told = baseline, transforms, frame_rate, known, windows
+            return task.sample(params, (), plan, guidance, labels, keys, whole, *told)
 
         # Arguments are NumPy arrays, alike on every process, which jit takes only where they are not to be split.
-        self._draw = jax.jit(draw, in_shardings=(None, *[everywhere] * 8), out_shardings=everywhere)
+        given = None, *[everywhere] * 9
+        self._draw = jax.jit(draw, in_shardings=given, out_shardings=everywhere, static_argnums=10)
 
     def __call__(
         self,
@@ -71,14 +78,17 @@ class Sampler:
         transforms: Transforms = NO_TRANSFORMS,
         negative_label: int = -1,
         frame_rate: float | None = None,
+        known: Known | None = None,
+        windows: Windows | None = None,
         seed: int = 0,
         progress: bool = False,
         finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     ) -> np.ndarray:
         """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone.
 
-        `frame_rate` is that of clips, for a network that is told it. `finish` is applied to each batch: bytes, say,
-        take a quarter of the memory.
+        `frame_rate` is that of clips, for a network that is told it; `known` what they keep, x0 uint8 [N, T, H, W, C]
+        and mask [T, H, W, 1]; `windows` are those in which longer clips are made. `finish` is applied to each batch:
+        bytes, say, take a quarter of the memory.
         """
         sizes = len(plan.t), plan.num_remembered, plan.num_noises
         plan = pad(plan, *(max(least, 1 << max(size - 1, 0).bit_length()) for size, least in zip(sizes, MIN_SIZES)))
@@ -89,7 +99,12 @@ class Sampler:
 
         def draw(labels, start):
             negative = np.full_like(labels, baseline)
-            return self._draw(params, plan, guidance, transforms, labels, negative, key_data, start, rate)
+            kept = known
+            if known is not None:
+                part = known.x0[start : start + len(labels)]
+                kept = Known(np.resize(part, (len(labels), *part.shape[1:])), known.mask)
+            told = guidance, transforms, labels, negative, key_data, start, rate, kept
+            return self._draw(params, plan, *told, windows)
 
         return in_batches(draw, labels, self.batch_size, progress=progress, finish=finish)
 
@@ -125,13 +140,23 @@ class Run:
     step: int
     sampler: Sampler
 
-    def sample(self, labels, *, seed: int = 0, guidance: float | None = None, **overrides: Any) -> np.ndarray:
+    def sample(
+        self,
+        labels,
+        *,
+        clips: np.ndarray | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        **overrides: Any,
+    ) -> np.ndarray:
         """Samples for labels [N]: uint8 images [N, H, W, C] or clips [N, T, H, W, C] (float32 latents, where the run
         learned latents).
 
         Args:
+            clips: uint8 [M, T, H, W, C], what something is `known` of, in the place of those of `known_from`.
             guidance: the scale; None for the config's.
             overrides: keys of the config's `sampler` section: solver='ddim:eta=0.5', grid='karras', num_steps=20.
+                Of clips, known='first_frames' (or a mask, booleans [H, W] or [T, H, W]) and num_frames=48.
                 `params` and `batch_size` are chosen when the run is loaded: load(..., overrides={'sampler': {...}}).
         """
         valid = [name for name in SamplerSettings.__dataclass_fields__ if name not in ('params', 'batch_size')]
@@ -141,11 +166,13 @@ class Run:
         settings = settings if guidance is None else replace(settings, guidance=guidance)
         task = self.experiment.task
         labels = check_labels(labels, task.num_classes, null_label=task.null_label)
+        edit = self.experiment.edit(settings, clips)
         x = self.sampler(
             self.params,
             build_plan(settings, self.experiment.task),
             labels,
             **self.experiment.sampling_options(settings),
+            known=edit and edit.known(len(labels)),
             seed=seed,
         )
         return to_output(self.experiment, x)
@@ -160,7 +187,12 @@ def make_sampler(experiment: Experiment, at_most: int | None = None) -> Sampler:
 def drawing(experiment: Experiment, at_most: int | None = None) -> Callable[..., np.ndarray]:
     """(params, labels, *, seed, progress, finish) -> samples, as the config's `sampler` section wants them."""
     sampler, plan, options = make_sampler(experiment, at_most), experiment.plan(), experiment.sampling_options()
-    return lambda params, labels, **how: sampler(params, plan, labels, **options, **how)
+    edit = experiment.edit()
+
+    def draw(params, labels, **how):
+        return sampler(params, plan, labels, known=edit and edit.known(len(labels)), **options, **how)
+
+    return draw
 
 
 def reconstruct_averages(
@@ -202,6 +234,13 @@ def to_output(experiment: Experiment, x: np.ndarray) -> np.ndarray:
 def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:
     """0, 1, ..., num_classes - 1, 0, 1, ...: every class as equally often as the number allows. [N] int32."""
     return np.arange(num_samples, dtype=np.int32) % max(num_classes, 1)
+
+
+def labels_to_draw(experiment: Drawing, num_samples: int) -> np.ndarray:
+    """Those of the clips that samples are made from, where they have any; or all classes alike. [N] int32."""
+    edit, num_classes = experiment.edit(), experiment.source.num_classes
+    given = None if edit is None else edit.labels(num_samples)
+    return balanced_labels(num_samples, num_classes) if given is None else check_labels(given, num_classes)
 
 
 def check_labels(labels, num_classes: int, *, null_label: bool = True) -> np.ndarray:

@@ -74,6 +74,10 @@ class SamplerSettings:
     params: str = ''  # an average of training.ema; '' the first; 'raw': none; 'ema/0.08': what --mode=ema has made
     batch_size: int = 256
     frame_rate: float = 0.0  # of clips, that which a network with frame_rate_frequencies is told; 0: the dataset's own
+    known: Any = ''  # of clips, what is given and kept: 'first_frames:num_known=4', MASK.png, ... (`edits.py`)
+    known_from: str = ''  # the clips it is given of: '' those of the test split; NPZ, GIF, PNG or JPEG
+    num_frames: int = 0  # of the clips that are drawn; above those that were learned in windows; 0: as many
+    window_stride: int = 0  # a window begins every so many frames; 0: half of those that were learned
 
     def __post_init__(self):
         _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
@@ -92,6 +96,21 @@ class SamplerSettings:
             raise ConfigError(
                 'sampler.dynamic_threshold_max is at least 1 and needs a sampler.dynamic_threshold such as 0.995; '
                 f'got {self.dynamic_threshold_max:g} with {self.dynamic_threshold:g}'
+            )
+
+        self._check_clips()
+
+    def _check_clips(self) -> None:
+        for name in ('num_frames', 'window_stride'):
+            if not isinstance(value := getattr(self, name), int) or value < 0:
+                raise ConfigError(f'sampler.{name} is a whole number from 0 on, got {value!r}')
+        if self.window_stride and not self.num_frames:
+            raise ConfigError(f'sampler.window_stride = {self.window_stride} says nothing without a sampler.num_frames')
+        if not isinstance(self.known_from, str):
+            raise ConfigError(f'sampler.known_from is the path of a file, got {self.known_from!r}')
+        if self.known_from and isinstance(self.known, str) and not self.known:
+            raise ConfigError(
+                f'sampler.known_from = {self.known_from!r} says nothing without a sampler.known, such as first_frames'
             )
 
     @property

@@ -26,6 +26,7 @@ TOP = (
     'restoring',
     'latents',
     'clips',
+    'edits',
     'build',
     'starting',
     'workdir',

@@ -28,6 +28,12 @@ def test_two_samplers_have_two_file_names():
         {'dynamic_threshold': 0.995},
         {'dynamic_threshold': 0.99},
         {'params': 'raw'},
+        {'known': 'first_frames'},
+        {'known': 'first_frames:num_known=2'},
+        {'known': {'name': 'first_frames', 'num_known': 2}, 'known_from': 'a/clips.npz'},
+        {'known': 'first_frames', 'known_from': 'b/clips.npz'},
+        {'num_frames': 48},
+        {'num_frames': 48, 'window_stride': 4},
         {'grid': [i / 100 for i in range(100, -1, -1)]},
         {'grid': [i / 101 for i in range(101, -1, -1)]},
     ]
@@ -45,3 +51,22 @@ def test_two_samplers_have_two_file_names():
 def test_an_interval_of_guidance_that_holds_nothing(low, high):
     with pytest.raises(ConfigError, match=f'times with 0 <= low <= high <= 1; got {low} and {high}'):
         replace(PLAIN, guidance=2.0, guidance_low=low, guidance_high=high)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'num_frames': -1}, 'sampler.num_frames is a whole number from 0 on, got -1'),
+        ({'num_frames': 48.0}, 'sampler.num_frames is a whole number from 0 on, got 48.0'),
+        ({'num_frames': 48, 'window_stride': 'half'}, "sampler.window_stride is a whole number from 0 on, got 'half'"),
+        ({'window_stride': 8}, 'sampler.window_stride = 8 says nothing without a sampler.num_frames'),
+        (
+            {'known_from': 'x.npz'},
+            "sampler.known_from = 'x.npz' says nothing without a sampler.known, such as first_fr",
+        ),
+        ({'known': 'first_frames', 'known_from': 3}, 'sampler.known_from is the path of a file, got 3'),
+    ],
+)
+def test_keys_of_clips_that_say_nothing(values, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(PLAIN, **values)

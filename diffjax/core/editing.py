@@ -81,7 +81,7 @@ def _of_frames(num_frames: int, known: Iterable[int]) -> np.ndarray:
 
 
 def keep_known(
-    plan: Plan, schedule: Schedule, known: Known, keys: Array, *, fresh: bool = True
+    plan: Plan, schedule: Schedule, known: Known, keys: Array, *, fresh: bool | Array = True
 ) -> Callable[[Array, Array], Array]:
     """The `project` of `sampling.sample` that keeps what is known (Eq. 1), and after the last row keeps it exactly.
 
@@ -89,7 +89,7 @@ def keep_known(
         plan: the one that is followed; padded or traced, it may be an argument of a compiled function.
         keys: [B], the samples' own, whose noise here is another than the plan's.
         fresh: eps is drawn anew for every row, as the forward process has it, for solvers that add noise; False: eps is
-            that of `starting_noise`, one path from noise to data, for those that do not.
+            that of `starting_noise`, one path from noise to data, for those that do not. See `adds_noise`.
     """
     _check_known(known)
     live, t = jnp.asarray(plan.live), jnp.asarray(plan.t)
@@ -98,10 +98,9 @@ def keep_known(
 
     def project(x, row):
         level = ahead[row]
-        if fresh:
-            keys_of_row = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, KNOWN), row))(keys)
-        else:
-            keys_of_row = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        anew = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, KNOWN), row))(keys)
+        first = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        keys_of_row = jnp.where(fresh, anew, first)
         eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys_of_row)
         alpha, sigma = (f(level).astype(x.dtype) for f in (schedule.alpha, schedule.sigma))
         there = jnp.where(row == last, known.x0, alpha * known.x0 + sigma * eps).astype(x.dtype)
@@ -111,7 +110,14 @@ def keep_known(
 
 
 def sample_known(
-    denoiser: Denoiser, plan: Plan, schedule: Schedule, known: Known, cond: PyTree, keys: Array, *, fresh: bool = True
+    denoiser: Denoiser,
+    plan: Plan,
+    schedule: Schedule,
+    known: Known,
+    cond: PyTree,
+    keys: Array,
+    *,
+    fresh: bool | Array = True,
 ) -> Array:
     """Samples [B, ...] that have the known values exactly, and the others made to go with them.
 
@@ -121,6 +127,12 @@ def sample_known(
     shape = known.x0.shape[1:]
     x = jnp.where(known.mask, starting_noise(plan, keys, shape, known.x0), starting_noise(plan, keys, shape))
     return sample(denoiser, plan, x, cond, keys, project=project)[0]
+
+
+def adds_noise(plan: Plan) -> jax.Array:
+    """Whether a plan draws noise on its way, which is what `fresh` asks: a boolean [], traced where the plan is."""
+    first = 2 + plan.num_remembered
+    return jnp.any(jnp.asarray(plan.to_x)[:, first:] != 0) | jnp.any(jnp.asarray(plan.to_anchor)[:, first:] != 0)
 
 
 def _check_known(known: Known) -> None:
@@ -134,6 +146,20 @@ def _check_known(known: Known) -> None:
 
 
 # Long clips -----------------------------------------------------------------------------------------------------------
+
+
+class Windows(NamedTuple):
+    """A clip of `num_frames`, made in windows of `size` frames that begin every `stride` of them."""
+
+    num_frames: int
+    size: int
+    stride: int
+
+    @property
+    def joins(self) -> list[int]:
+        """Where a window begins or ends within the clip: k, for the step from frame k to k + 1."""
+        starts = _starts(self.num_frames, self.size, self.stride)
+        return sorted({start - 1 for start in starts[1:]} | {start + self.size - 1 for start in starts[:-1]})
 
 
 def windowed(denoiser: Denoiser, window: int, stride: int, weights: Array | None = None) -> Denoiser:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SHEET_CLIPS = 12  # at most, in a contact sheet
 COLUMNS = 8  # clips side by side in motion
+UNKNOWN = np.uint8(128)  # the grey of what is not known
 FRAME_RATE = 8.0  # of clips that say none
 HOW_TO_GET_MP4 = "an MP4 beside it needs imageio-ffmpeg: pip install 'diffjax[video]'"
 
@@ -34,28 +35,44 @@ def one_frame_each(clips: np.ndarray, start: int = 0) -> np.ndarray:
     return clips[places, (start + places) % clips.shape[1]]
 
 
-def contact_sheet(clips: np.ndarray, labels: np.ndarray, path: str | os.PathLike) -> 'Image.Image':
+def known_part(x0: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Clips `[N, T, H, W, C]` of which only what the mask, booleans that broadcast to them, has True is shown."""
+    return np.where(mask, x0, UNKNOWN)
+
+
+def contact_sheet(
+    clips: np.ndarray, labels: np.ndarray, path: str | os.PathLike, given: np.ndarray | None = None
+) -> 'Image.Image':
     """The first clip of each class, at most 12 evenly spaced ones, or the first clips where there is one class.
 
-    Its frames stand from left to right, its label at the left.
+    Its frames stand from left to right, its label at the left. What it was made from, `given`, stands above it; then
+    there are half as many.
     """
+    at_most = SHEET_CLIPS if given is None else SHEET_CLIPS // 2
     classes, first = np.unique(labels, return_index=True)
     if len(classes) == 1:
-        first = np.arange(len(clips))[:SHEET_CLIPS]
-    chosen = first[np.linspace(0, len(first) - 1, min(len(first), SHEET_CLIPS)).round().astype(int)]
-    num_frames = clips.shape[1]
-    frames = clips[chosen].reshape(-1, *clips.shape[2:])
-    rows = np.repeat(np.arange(len(chosen)), num_frames)
-    names = [str(labels[i]) for i in chosen]
+        first = np.arange(len(clips))[:at_most]
+    chosen = first[np.linspace(0, len(first) - 1, min(len(first), at_most)).round().astype(int)]
+    num_frames, shown, names = clips.shape[1], clips[chosen], [str(labels[i]) for i in chosen]
+    if given is not None:
+        shown = np.stack([given[chosen], shown], axis=1)
+        names = [text for name in names for text in (f'{name} given', 'made')]
+    frames = shown.reshape(-1, *clips.shape[2:])
+    rows = np.repeat(np.arange(len(names)), num_frames)
     scale = max(1, round(1000 / (num_frames * clips.shape[3])))
-    return sample_grid(
-        frames, rows, columns=num_frames, scale=scale, classes=range(len(chosen)), names=names, path=path
-    )
+    return sample_grid(frames, rows, columns=num_frames, scale=scale, classes=range(len(names)), names=names, path=path)
 
 
-def side_by_side(clips: np.ndarray, labels: np.ndarray) -> list['Image.Image']:
-    """A picture for each time: the first clips of each class in a row, as in `sample_grid`, which says how many."""
-    return [sample_grid(clips[:, k], labels, columns=COLUMNS) for k in range(clips.shape[1])]
+def side_by_side(clips: np.ndarray, labels: np.ndarray, given: np.ndarray | None = None) -> list['Image.Image']:
+    """A picture for each time: the first clips of each class in a row, as in `sample_grid`, which says how many.
+
+    What each was made from, `given`, stands at its left; then there are half as many.
+    """
+    columns = COLUMNS
+    if given is not None:
+        gap = np.full((*clips.shape[:3], 1, clips.shape[-1]), 255, np.uint8)
+        clips, columns = np.concatenate([given, gap, clips], axis=3), COLUMNS // 2
+    return [sample_grid(clips[:, k], labels, columns=columns) for k in range(clips.shape[1])]
 
 
 def write_gif(pictures: list['Image.Image'], path: str | os.PathLike, frame_rate: float = FRAME_RATE) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.core.denoisers import network_denoiser
+from diffjax.core.editing import Known, Windows, adds_noise, sample_known, windowed
 from diffjax.core.guidance import Guidance, classifier_free
 from diffjax.core.likelihood import Likelihood, Trace, log_likelihood
 from diffjax.core.losses import Loss
@@ -111,12 +112,17 @@ class Denoising(Task):
         baseline: Array | None = None,
         transforms: Transforms = NO_TRANSFORMS,
         frame_rate: Array | None = None,
+        known: Known | None = None,
+        windows: Windows | None = None,
     ) -> Array:
         """Samples [B, *shape]. cond: labels [B]; keys [B]; baseline: negative labels [B], or the null.
 
-        frame_rate: [] of clips, where the network knows it.
+        frame_rate: [] of clips, where the network knows it; known: what they keep; windows: in which longer ones are
+        made, below guidance and transforms, so that those see whole clips.
         """
         denoiser, objective = self.denoiser(params), self.objective
+        if windows is not None:
+            denoiser = windowed(denoiser, windows.size, windows.stride)
         told = {} if frame_rate is None else {'frame_rate': jnp.broadcast_to(frame_rate, keys.shape)}
         negative = jnp.int32(self.num_classes) if baseline is None else baseline
         cond = self._condition(cond, told)
@@ -129,6 +135,8 @@ class Denoising(Task):
                 parameterization=objective.parameterization,
             )
         denoiser = transformed(denoiser, objective.schedule, transforms)
+        if known is not None:
+            return sample_known(denoiser, plan, objective.schedule, known, cond, keys, fresh=adds_noise(plan))
         return sample(denoiser, plan, starting_noise(plan, keys, shape), cond, keys)[0]
 
     def log_likelihood(

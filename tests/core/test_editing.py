@@ -13,7 +13,7 @@ import pytest
 
 from diffjax.core import editing, grids, schedules, solvers
 from diffjax.core.denoisers import stateless
-from diffjax.core.editing import Known, keep_known, sample_known, windowed
+from diffjax.core.editing import Known, Windows, adds_noise, keep_known, sample_known, windowed
 from diffjax.core.sampling import pad, sample, sample_keys, starting_noise
 from diffjax.core.types import Estimate
 
@@ -121,6 +121,22 @@ MASKS = {
     'cinemagraph': editing.cinemagraph(4, np.array([[True, False, False], [True, True, False]])),
     'inpainting': np.random.default_rng(1).random((4, 2, 3, 1)) < 0.5,
 }
+
+
+@pytest.mark.parametrize(
+    ('solver', 'options', 'fresh'),
+    [
+        *SOLVERS,
+        ('ddim', {'eta': 1}, True),
+        ('restart', {'low': 0.2}, True),
+        ('edm', {}, True),
+        ('edm', {'churn': 0}, False),
+    ],
+)
+def test_a_plan_says_whether_it_adds_noise(solver, options, fresh):
+    plan = getattr(solvers, solver)(SCHEDULE, grids.uniform(SCHEDULE, 12), **options)
+    for each in (plan, pad(plan, 64, 8, 4)):
+        assert bool(adds_noise(each)) == bool(jax.jit(adds_noise)(each)) == fresh
 
 
 @pytest.mark.parametrize('mask', MASKS)
@@ -273,6 +289,14 @@ def test_estimates_are_the_weighted_means_over_windows(weights):
     got = _ask(windowed(gaussian(), 4, 3, weights), jnp.asarray(x, jnp.float32), jnp.float32(t))
     np.testing.assert_allclose(got.x0, expected, atol=1e-5)
     np.testing.assert_allclose(alpha * got.x0 + sigma * got.eps, x, atol=1e-5)
+
+
+@pytest.mark.parametrize(('num_frames', 'size', 'stride'), [(48, 16, 8), (11, 4, 3), (7, 4, 4), (5, 4, 1), (4, 4, 2)])
+def test_joins_are_where_the_windows_of_a_frame_change(num_frames, size, stride):
+    windows = Windows(num_frames, size, stride)
+    starts = [*range(0, num_frames - size, stride)] + [num_frames - size]
+    holders = [{s for s in starts if s <= k < s + size} for k in range(num_frames)]
+    assert windows.joins == [k for k in range(num_frames - 1) if holders[k] != holders[k + 1]]
 
 
 def test_all_windows_go_into_one_call_with_their_conditions_and_a_state_of_their_own():
