@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffjax import nets
-from diffjax.clips import as_drawn, check_clips, frame_choice, images_of
+from diffjax.clips import as_drawn, check_clips, check_latent_clips, frame_choice, images_of
 from diffjax.components import check_keys, component, literal, parse_component, section
 from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
 from diffjax.core.editing import Windows
@@ -29,7 +29,7 @@ from diffjax.edits import Edit, open_edit, windows_of
 from diffjax.evaluation import spaces
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
-from diffjax.latents import Latents
+from diffjax.latents import Latents, latent_shape
 from diffjax.learning import Learning
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
@@ -59,7 +59,7 @@ class Drawing(Learning):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """[H, W, C] of what is drawn, [T, H, W, C] of clips."""
-        return sample_shape(self.images if self.source.kind == 'video' else self.source, self.latents)
+        return sample_shape(self.source, self.images, self.latents)
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -71,7 +71,7 @@ class Drawing(Learning):
     @property
     def frame_rate(self) -> float:
         """Of the clips that are drawn; 0 where it is not known, or for images."""
-        return self.images.frame_rate if self.images is not None else 0.0
+        return (self.images or self.source).frame_rate
 
     def edit(self) -> Edit | None:
         """What is known of samples before they are drawn; None where nothing is."""
@@ -106,7 +106,7 @@ class Experiment(Drawing):
     def trainer(self) -> Trainer:
         shift, scale = self.standardisation
         encoding = {}
-        if self.latents is not None and self.source.kind == 'image':
+        if self.latents is not None and self.source.kind != 'latent':
             encoding = {'frozen': self.latents.params, 'encode': self.latents.encode}
 
         frames = frame_choice(self.source, self.dataset)
@@ -250,15 +250,16 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
         for split in (dataset.split, dataset.test_split)
     ]
     source, test = given
-    if latents is not None and source.kind == 'video':
-        raise ConfigError(f'first_stage makes latents of images, and {source.name} has clips')
     rate = sampler.frame_rate
     images, test_images = (each and as_drawn(each, dataset, rate) for each in given)
     images, test_images = (None, None) if source.kind == 'latent' else (images, test_images)
     if latents is not None and images is not None:
-        source, test = (each and latents.source(each) for each in given)
-    task = build_task(config, objective, source.num_classes, sample_shape(source, latents)[-1], mesh)
-    check_clips(source, dataset, training.batch_size // training.num_microbatches, rate, told=task.knows_frame_rate)
+        source, test = (each and latents.source(each, dataset) for each in given)
+    task = build_task(config, objective, source.num_classes, sample_shape(source, images, latents)[-1], mesh)
+    told, microbatch = task.knows_frame_rate, training.batch_size // training.num_microbatches
+    check_clips(given[0], dataset, microbatch, rate, told=told)
+    if latents is not None or source.kind == 'latent':
+        check_latent_clips(source, dataset, told=told)
     experiment = Experiment(
         seed=config['seed'],
         dataset=dataset,
@@ -293,11 +294,11 @@ def open_split(dataset: DatasetSettings, split: str, *, for_sampling: bool, anno
         return blank_source(dataset.name, split, data_dir=data_dir)
 
 
-def sample_shape(source: Source, latents: Latents | None) -> tuple[int, ...]:
-    """[H, W, C] or [T, H, W, C] of what is denoised, given what is read."""
-    if latents is not None and source.kind == 'image':
-        return latents.shape(source.image_shape)
-    return source.image_shape
+def sample_shape(source: Source, images: Source | None, latents: Latents | None) -> tuple[int, ...]:
+    """[H, W, C] or [T, H, W, C] of what is denoised: the latents that are read, or what becomes of `images`."""
+    if source.kind == 'latent':
+        return source.image_shape
+    return images.image_shape if latents is None else latent_shape(latents.network, images.image_shape)
 
 
 def with_averages(training: Any) -> Any:

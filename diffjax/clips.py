@@ -47,6 +47,7 @@ def check_clips(source: Source, dataset: DatasetSettings, batch_size: int, frame
     """Raises ConfigError where what is said of clips does not fit.
 
     Args:
+        source: of the clips themselves, also where their latents are learned.
         batch_size: of what one call of the network learns from.
         frame_rate: `sampler.frame_rate`.
         told: whether the network is told frame rates.
@@ -68,4 +69,19 @@ def check_clips(source: Source, dataset: DatasetSettings, batch_size: int, frame
     if frame_rate and not told:
         raise ConfigError(
             f'sampler.frame_rate = {frame_rate:g} needs a network that is told it: network.frame_rate_frequencies=64'
+        )
+
+
+def check_latent_clips(source: Source, dataset: DatasetSettings, *, told: bool) -> None:
+    """The same of what is learned in latents. source: what is read, latents or what becomes some in each step."""
+    if dataset.image_fraction:
+        raise ConfigError(
+            f'dataset.image_fraction = {dataset.image_fraction:g}: a frame of latents stands for several frames and is '
+            'no image; 0 is right where latents are learned'
+        )
+    if source.kind == 'latent' and (told or len(dataset.frame_strides) > 1):
+        what = 'network.frame_rate_frequencies' if told else f'dataset.frame_strides = {tuple(dataset.frame_strides)}'
+        raise ConfigError(
+            f"{what}: latents on disk are those of one frame rate and say none; first_stage.encode='each_step' makes "
+            'them of every rate'
         )

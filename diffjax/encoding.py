@@ -1,4 +1,4 @@
-"""--mode=encode: a dataset of images becomes a dataset of latents, by a first stage that was trained or imported."""
+"""--mode=encode: a dataset of images or clips becomes one of latents, by a first stage that was trained or imported."""
 
 import dataclasses
 import functools
@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from diffjax.build import open_split
+from diffjax.clips import as_drawn
 from diffjax.core.types import PyTree
-from diffjax.data import EncodingSettings, prepare, write_encoded
-from diffjax.latents import encode, latents_name
+from diffjax.data import EncodingSettings, from_uint8, write_encoded
+from diffjax.latents import encode, latent_shape, latents_name
 from diffjax.nets import Autoencoder
 from diffjax.settings import ConfigError, DatasetSettings
 
@@ -35,6 +36,7 @@ def encode_dataset(
 ) -> Path:
     """Writes `<dataset>_latents` with `mean` and `std` of each posterior (`tokens` too of codes), as float16.
 
+    Of each clip the first frames are encoded, as many and as far apart as `dataset` says (`clips.as_drawn`).
     Returns its folder. Killed and started again it goes on, to the same bytes. See `data.write_encoded` for errors.
     """
     dataset = dataclasses.replace(
@@ -44,11 +46,13 @@ def encode_dataset(
     splits = splits or [split for split in (dataset.split, dataset.test_split) if split]
     if bad := [split for split in splits if not split.isidentifier()]:
         raise ConfigError(f'encoding.splits are names of whole splits with commas between them, got {bad[0]!r}')
-    sources = {split: open_split(dataset, split, for_sampling=False) for split in splits}
-    if wrong := [source for source in sources.values() if source.kind != 'image']:
+    sources = {split: as_drawn(open_split(dataset, split, for_sampling=False), dataset) for split in splits}
+    if wrong := [source for source in sources.values() if source.kind == 'latent']:
         raise ConfigError(f'encoding: {wrong[0].name} has latents already')
+    for source in sources.values():
+        latent_shape(network, source.image_shape)  # checks it
     total = sum(len(source) for source in sources.values())
-    with tqdm(total=total, unit='image', disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit='example', disable=not progress, dynamic_ncols=True) as bar:
         return write_encoded(
             Path(settings.out).expanduser() if settings.out else workdir / FOLDER,
             latents_name(dataset.name),
@@ -63,14 +67,13 @@ def encode_dataset(
 
 
 def encoder_of(network: Autoencoder, params: PyTree):
-    """uint8 images [B, H, W, C] -> float16 `mean` and `std`, and `tokens` of codes, by the devices of this process."""
+    """uint8 [B, (T,) H, W, C] -> float16 `mean` and `std`, and `tokens` of codes, by the devices of this process."""
     mesh = Mesh(np.array(jax.local_devices()), ('images',))
     split, everywhere = NamedSharding(mesh, PartitionSpec('images')), NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, in_shardings=(everywhere, split), out_shardings=split)
     def run(params, images):
-        x = prepare({'image': images}, jax.random.key(0), flip=False)['x0']
-        mean, std, tokens = encode(network, params, x)
+        mean, std, tokens = encode(network, params, from_uint8(images))
         found = {'mean': mean.astype(jnp.float16), 'std': std.astype(jnp.float16)}
         return found | ({} if tokens is None else {'tokens': tokens})
 

@@ -6,6 +6,9 @@ The section `task` names `autoencoding` with its weights (`tasks/autoencoding.py
     discriminator_optimizer  of its own; '': the same as the autoencoder's
     perceptual               'none', 'recognizer' (the one of the embedded shapes; recognizer:weights=PATH another), or
                              'lpips:weights=PATH', a safetensors file of the published weights
+
+Clips are learned where the network has `frames` above 1, cut as the section `dataset` says; discriminator and
+perceptual distance see their frames one by one.
 """
 
 import functools
@@ -25,15 +28,18 @@ from tqdm import tqdm
 
 from diffjax import nets, tasks
 from diffjax.build import open_split, with_averages
+from diffjax.clips import as_drawn, check_clips
 from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.types import PyTree
-from diffjax.data import EncodingSettings, Source, prepare, to_uint8
+from diffjax.data import EncodingSettings, Source, from_uint8, to_uint8
+from diffjax.evaluation.clips import is_clip
 from diffjax.evaluation.compression import as_bytes, jpeg_psnr, pca_psnr, psnr
 from diffjax.evaluation.pictures import sample_grid
 from diffjax.evaluation.report import write_report
+from diffjax.latents import latent_shape
 from diffjax.learning import HeldOut, HeldOutSettings, check_params
 from diffjax.nets.autoencoder import Codes
-from diffjax.nets.recognizer import perceptual_distance
+from diffjax.nets.recognizer import Recognizer, perceptual_distance
 from diffjax.results import loss_picture
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Autoencoding
@@ -44,9 +50,10 @@ from diffjax.weights import lpips, recognizer
 
 KEYS = ('seed', 'task')
 SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'evaluation')
-SHOWN = 10  # pictures, each with its reconstruction and their difference
+SHOWN, SHOWN_CLIPS = 10, 4  # of images, of clips, each with its reconstruction and their difference
 ERROR_SCALE = 4  # by which differences are brightened
-PCA_BYTES = 2**30  # of training images, as float32
+PCA_BYTES = 2**30  # of what PCA is fitted to, as float32
+PCA_EXAMPLES = 4  # at least, for each component: fewer would be known by heart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +75,9 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
         open_split(dataset, split, for_sampling=False) if split else None
         for split in (dataset.split, dataset.test_split)
     )
-    if source.kind == 'image' and source.image_shape[-1] not in (1, 3):
-        raise ConfigError(f'dataset.name: pictures of 1 or 3 channels are shown, and {dataset.name} has 4')
-    if source.kind != 'image':
-        raise ConfigError(f'dataset.name: an autoencoder learns from images, and {dataset.name} has {source.kind}s')
+    _check_data(source, dataset, training.batch_size)
     network = component(nets.autoencoder, config['network'], 'network', out_channels=source.image_shape[-1])()
+    latent_shape(network, as_drawn(source, dataset).image_shape)  # checks it
     task, frozen = _task(config['task'], network)
     if training.init_from and task.averages_codes:
         raise ConfigError(
@@ -93,6 +98,16 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
     )
     experiment.trainer().init(experiment.batch_spec)  # checks shapes
     return experiment
+
+
+def _check_data(source: Source, dataset: DatasetSettings, batch_size: int) -> None:
+    if source.kind == 'latent':
+        raise ConfigError(f'dataset.name: an autoencoder learns from images or clips, and {source.name} has latents')
+    if source.image_shape[-1] not in (1, 3):
+        raise ConfigError(f'dataset.name: pictures of 1 or 3 channels are shown, and {source.name} has 4')
+    if dataset.image_fraction:
+        raise ConfigError(f'dataset.image_fraction is for what denoises: here it is 0, got {dataset.image_fraction:g}')
+    check_clips(source, dataset, batch_size, 0.0, told=False)
 
 
 def _task(spec: Any, network: nets.Autoencoder) -> tuple[Autoencoding, PyTree]:
@@ -134,6 +149,8 @@ def _perceptual(spec: Any) -> tuple[Perceptual | None, PyTree]:
     if kind == 'recognizer' and given in ([], ['weights']):
         path = str(options.get('weights', recognizer.SHAPES))
         opened = recognizer.open_recognizer(path)
+        if not isinstance(opened.network, Recognizer):
+            raise ConfigError(f'task.perceptual compares images, and {path} holds a {type(opened.network).__name__}')
 
         def distance(frozen, x, y):
             variables, pair = {'params': frozen['recognizer']}, (_with_channels(a, opened.in_channels) for a in (x, y))
@@ -164,7 +181,7 @@ def _optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTrans
 
 
 def reconstructions(experiment: FirstStage, params: PyTree, images: np.ndarray, *, progress: bool) -> dict[str, Any]:
-    """`images` as uint8 again; `latents`, the posterior's means or the codes; `tokens` where there are some.
+    """`images`, or clips, as uint8 again; `latents`, the posterior's means or the codes; `tokens` where there are some.
 
     Means are rounded to bytes: to 256 levels between the ends of their channel in a batch.
     """
@@ -172,8 +189,7 @@ def reconstructions(experiment: FirstStage, params: PyTree, images: np.ndarray, 
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
     def run(params, images):
-        x = prepare({'image': images}, jax.random.key(0), flip=False)['x0']
-        code = task.encode(params, x)
+        code = task.encode(params, from_uint8(images))
         z = code.codes if isinstance(code, Codes) else as_bytes(code.mean)
         found = {'images': to_uint8(task.decode(params, z)), 'latents': z}
         return found | ({'tokens': code.tokens} if isinstance(code, Codes) else {})
@@ -190,10 +206,12 @@ def reconstructions(experiment: FirstStage, params: PyTree, images: np.ndarray, 
 def measure(
     experiment: FirstStage, params: PyTree, workdir: Path, step: int, *, seed: int = 0, progress: bool = False
 ) -> dict[str, Any]:
-    """Encodes and decodes held-out images; writes reconstructions.png, figures.json and report.md."""
+    """Encodes and decodes held-out images or clips; writes reconstructions.png, figures.json and report.md."""
     del seed  # nothing is drawn
-    workdir, network, source = Path(workdir), experiment.task.network, experiment.test or experiment.source
-    images = source.read(range(min(experiment.evaluation.num_samples, len(source))))['image']
+    workdir, network = Path(workdir), experiment.task.network
+    given = experiment.source, experiment.test or experiment.source
+    train, source = (as_drawn(each, experiment.dataset) for each in given)
+    images = source.read(range(min(experiment.evaluation.num_samples, len(source))))[source.kind]
     found = reconstructions(experiment, params, images, progress=progress)
     if jax.process_index():
         return {}
@@ -202,12 +220,15 @@ def measure(
     if 'tokens' in found:
         codes = network.codebook_size or math.prod(network.levels)
         num_bytes = math.prod(found['tokens'].shape[1:]) * math.log2(codes) / 8
+    what, fitted = 'clip' if is_clip(images.shape[1:]) else 'image', _for_pca(train, round(num_bytes))
+    pca = pca_psnr(fitted, images, round(num_bytes))
     figures = {
         'num_samples': len(images),
         'psnr': psnr(images, found['images']),
-        'psnr_pca': pca_psnr(_for_pca(experiment.source), images, round(num_bytes)),
-        'psnr_jpeg': jpeg_psnr(images, num_bytes),
-        'bytes_per_image': num_bytes,
+        'psnr_pca': pca,
+        'pca_examples': None if pca is None else len(fitted),
+        'psnr_jpeg': jpeg_psnr(images, num_bytes) if what == 'image' else None,  # there is none of clips
+        f'bytes_per_{what}': num_bytes,
         'values_per_latent_value': values / latents,
         'latent_mean': float(found['latents'].mean()),
         'latent_std': float(found['latents'].std()),
@@ -220,23 +241,18 @@ def measure(
     return figures | {'step': step}
 
 
-def _for_pca(source: Source) -> np.ndarray | None:
-    """Training images, as many as PCA can be fitted to in memory; None where few would say little."""
-    values = math.prod(source.image_shape)
-    number = min(len(source), PCA_BYTES // (4 * values))
-    return source.read(range(number))['image'] if number >= values else None
+def _for_pca(source: Source, num_components: int) -> np.ndarray | None:
+    """Training images or whole clips, as many as PCA can be fitted to in memory; None where they are too few."""
+    number = min(len(source), PCA_BYTES // (4 * math.prod(source.image_shape)))
+    return source.read(range(number))[source.kind] if number >= PCA_EXAMPLES * num_components else None
 
 
 def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndarray, again: np.ndarray) -> None:
-    errors = np.abs(images[:SHOWN].astype(int) - again[:SHOWN]) * ERROR_SCALE
-    rows = np.concatenate([images[:SHOWN], again[:SHOWN], np.clip(errors, 0, 255).astype(np.uint8)])
-    sample_grid(rows, columns=len(images[:SHOWN]), path=workdir / 'reconstructions.png')
+    what = 'clips' if is_clip(images.shape[1:]) else 'images'
+    picture = workdir / 'reconstructions.png'
+    _picture(images, again, picture)
     held_out = 'Held-out' if experiment.test is not None else 'Training'
-    pictures = {
-        f'{held_out} images, their reconstructions, and the differences times {ERROR_SCALE}': workdir
-        / 'reconstructions.png'
-    }
-    pictures |= loss_picture(workdir)
+    pictures = {f'{held_out} {what}, their reconstructions, and the differences times {ERROR_SCALE}': picture}
     source, network, task = experiment.source, experiment.task.network, experiment.task
     judged = 'no discriminator' if task.discriminator is None else 'a discriminator of patches'
     perceptual = 'no perceptual distance' if task.perceptual is None else task.perceptual.name
@@ -246,19 +262,39 @@ def _write(experiment: FirstStage, workdir: Path, figures: dict, images: np.ndar
         title=f'{source.name}: an autoencoder',
         summary=(
             f'Trained for {figures["step"]:,} steps of batch {experiment.training.batch_size} on '
-            f'{source.num_examples:,} images with {perceptual} and {judged}. PSNR is pooled over '
-            f'{figures["num_samples"]:,} images, in decibels; JPEG is given as many bytes as the latents take at one '
-            'byte a value, or the tokens at their bits, and PCA, fitted to the training images, as many numbers of a '
-            'byte each.'
+            f'{source.num_examples:,} {what} with {perceptual} and {judged}. PSNR is pooled over '
+            f'{figures["num_samples"]:,} {what}, in decibels.{_others(figures, what, images[0].size)}'
         ),
-        pictures=pictures,
+        pictures=pictures | loss_picture(workdir),
         config={
             'bottleneck': network.bottleneck,
             'latent channels': network.latent_channels,
             'factor': network.factor,
+            **({'factor in time': network.temporal_factor} if what == 'clips' else {}),
             'seed': experiment.seed,
         },
     )
     part = workdir / 'figures.part'
     part.write_text(json.dumps(figures, indent=2) + '\n')
     os.replace(part, workdir / 'figures.json')
+
+
+def _others(figures: dict, what: str, num_values: int) -> str:
+    """What JPEG and PCA are given, as far as they are there."""
+    pca = jpeg = ''
+    if figures['psnr_pca'] is not None:
+        pca = (
+            f' PCA, fitted to {figures["pca_examples"]:,} whole training {what} of {num_values:,} values, has as many '
+            'numbers of a byte each as the latents have values, or the tokens bytes.'
+        )
+    if figures['psnr_jpeg'] is not None:
+        jpeg = ' JPEG is given as many bytes.'
+    return pca + jpeg
+
+
+def _picture(images: np.ndarray, again: np.ndarray, path: Path) -> None:
+    """Rows of three, the pictures, their reconstructions and the differences: of images one, of clips one each."""
+    shown = [a[:SHOWN_CLIPS] if is_clip(a.shape[1:]) else a[None, :SHOWN] for a in (images, again)]
+    errors = np.abs(shown[0].astype(int) - shown[1]) * ERROR_SCALE
+    rows = np.stack([*shown, np.clip(errors, 0, 255).astype(np.uint8)], axis=1)
+    sample_grid(rows.reshape(-1, *images.shape[-3:]), columns=rows.shape[2], path=path)

@@ -1,5 +1,7 @@
 """A first stage as a diffusion experiment uses it: pictures to standardised latents, and samples back to pictures.
 
+Clips are pictures with an axis more: `[T, H, W, C]`, and their latents `[t, h, w, c]`.
+
 What diffusion learns is x0 = (z - shift) scale, for each channel, of latents z drawn from the posterior: of mean 0 and
 standard deviation 1 over the training images, where the first stage was trained here (Rombach et al. 2022, appendix G,
 and Karras et al. 2024, section 2.2, for each channel), or by the constants that a published one comes with.
@@ -16,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffjax.clips import as_drawn
 from diffjax.core.types import PyTree
 from diffjax.data import Source, open_source, to_uint8
 from diffjax.nets import Autoencoder
 from diffjax.nets.autoencoder import Gaussian
 from diffjax.nets.tiling import decode_tiles
-from diffjax.settings import ConfigError
+from diffjax.settings import ConfigError, DatasetSettings
 
 SUFFIX = '_latents'
 
@@ -33,10 +36,10 @@ class FirstStageSettings:
     workdir: str = ''  # of an autoencoder that has been trained, or imported by python -m diffjax.weights
     config: Mapping[str, Any] | None = None  # without one: of that which is trained first, in WORKDIR/first_stage
     encoding: Mapping[str, Any] = field(default_factory=dict)  # settings of --mode=encode, beside the first stage's
-    encode: str = 'once'  # the images become a dataset of latents; 'each_step': every batch is encoded
-    tile: int = 0  # latents are decoded in squares of so many positions; 0: whole
+    encode: str = 'once'  # the pictures become a dataset of latents; 'each_step': every batch is encoded
+    tile: int = 0  # latents are decoded in squares of so many positions, all frames of each; 0: whole
     overlap: int = 2  # of these squares at least, in positions
-    batch_size: int = 64  # of images decoded at once
+    batch_size: int = 64  # of images, or clips, decoded at once
 
     def __post_init__(self):
         if self.encode not in ('once', 'each_step'):
@@ -61,39 +64,33 @@ class Latents:
     ready: bool
     settings: FirstStageSettings
 
-    def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """[H, W, C] of an image -> of its latents. Raises ConfigError where they do not fit."""
-        height, width, channels = image_shape
-        factor = self.network.factor
-        if channels != self.network.out_channels or height % factor or width % factor:
-            raise ConfigError(
-                f'first_stage: this autoencoder takes images of {self.network.out_channels} channels whose sides are '
-                f'multiples of {factor}, and the images of the dataset are {list(image_shape)}'
-            )
-        channels = self.network.latent_channels if self.network.bottleneck == 'kl' else self.network.code_channels
-        return height // factor, width // factor, channels
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[(t,) h, w, c] of latents -> of the image or clip they stand for."""
+        *frames, height, width, _ = shape
+        factor, times = self.network.factor, self.network.temporal_factor
+        return *((t - 1) * times + 1 for t in frames), height * factor, width * factor, self.network.out_channels
 
-    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """[h, w, C] of latents -> of the image they stand for."""
-        factor = self.network.factor
-        return shape[0] * factor, shape[1] * factor, self.network.out_channels
+    def source(self, source: Source, dataset: DatasetSettings) -> Source:
+        """What is read of a split of images or clips: itself where each batch is encoded, or else its latents.
 
-    def source(self, images: Source) -> Source:
-        """The latents of a split of images; a blank one in its place where it has not been encoded yet."""
+        A blank one stands in their place where it has not been encoded yet.
+        """
         if self.folder is None:
-            return images
+            return source
         if self.ready:
-            return open_source(latents_name(images.name), images.split, data_dir=self.folder)
-        blank = np.zeros(self.shape(images.image_shape), np.float16)
+            return open_source(latents_name(source.name), source.split, data_dir=self.folder)
+        cut = as_drawn(source, dataset)
+        blank = np.zeros(latent_shape(self.network, cut.image_shape), np.float16)
         record = {'mean': blank, 'std': blank, 'label': 0}
         return Source(
-            name=latents_name(images.name),
-            split=images.split,
+            name=latents_name(source.name),
+            split=source.split,
             kind='latent',
             image_shape=blank.shape,
-            num_classes=images.num_classes,
+            num_classes=source.num_classes,
             num_bytes=2 * blank.nbytes,
             records=(record,),
+            frame_rate=cut.frame_rate,
         )
 
     def encode(self, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
@@ -104,7 +101,7 @@ class Latents:
         return {**batch, 'x0': (z - self.shift) * self.scale}
 
     def decode(self, x0: np.ndarray) -> np.ndarray:
-        """Standardised latents [N, h, w, C] -> uint8 images, `settings.batch_size` at once."""
+        """Standardised latents [N, (t,) h, w, c] -> uint8 images or clips, `settings.batch_size` at once."""
         decode, num_devices = self._decoder
         size = -(-self.settings.batch_size // num_devices) * num_devices  # always, so that nothing compiles again
         parts = []
@@ -127,12 +124,35 @@ class Latents:
                 return network.apply({'params': params}, z, method='decode')
 
             z = network.apply({'params': params}, x0 / self.scale + self.shift, method='nearest')
-            if tile and max(z.shape[1:3]) > tile:
+            if tile and max(z.shape[-3:-1]) > tile:
                 return to_uint8(decode_tiles(decode, z, tile=tile, overlap=overlap, factor=network.factor))
             return to_uint8(decode(z))
 
         params = jax.device_put(self.params, everywhere)
         return lambda x0: run(params, x0), mesh.size
+
+
+def latent_shape(network: Autoencoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[(T,) H, W, C] of an image or a clip -> [(t,) h, w, c] of its latents. Raises ConfigError for what has none."""
+    *frames, height, width, channels = shape
+    factor, times, for_clips = network.factor, network.temporal_factor, network.frames > 1
+    if for_clips != bool(frames):
+        raise ConfigError(
+            f'an autoencoder with frames={network.frames} takes {"clips" if for_clips else "images"}, and the dataset '
+            f'has {"clips" if frames else "images"} {list(shape)}, for which it has frames={3 if frames else 1}'
+        )
+    if channels != network.out_channels or height % factor or width % factor:
+        raise ConfigError(
+            f'this autoencoder takes pictures of {network.out_channels} channels whose sides are multiples of '
+            f'{factor}, and those of the dataset are {list(shape)}'
+        )
+    if wrong := [number for number in frames if (number - 1) % times]:
+        raise ConfigError(
+            f'this autoencoder takes clips of 1 more than a multiple of {times} frames, and those of the dataset have '
+            f'{wrong[0]}; dataset.num_frames = {wrong[0] - (wrong[0] - 1) % times} would fit'
+        )
+    channels = network.latent_channels if network.bottleneck == 'kl' else network.code_channels
+    return *((number - 1) // times + 1 for number in frames), height // factor, width // factor, channels
 
 
 def latents_name(images: str) -> str:

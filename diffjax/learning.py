@@ -8,6 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from diffjax.clips import frame_choice
 from diffjax.core.types import PyTree
 from diffjax.data import Source, prepare
 from diffjax.settings import ConfigError, DatasetSettings
@@ -35,11 +36,12 @@ class Learning:
         return {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in self.source[0].items()}
 
     def trainer(self) -> Trainer:
+        frames = frame_choice(self.source, self.dataset)
         return Trainer(
             task=self.task,
             optimizer=self.optimizer,
             settings=self.training,
-            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip),
+            prepare=lambda batch, key: prepare(batch, key, flip=self.dataset.flip, frames=frames),
             mesh=self.mesh,
             seed=self.seed,
             frozen=self.frozen,

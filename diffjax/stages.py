@@ -17,13 +17,14 @@ import numpy as np
 
 from diffjax import weights
 from diffjax.build import open_split
+from diffjax.clips import as_drawn
 from diffjax.components import parse_component, section
 from diffjax.core.types import PyTree
 from diffjax.data import DatasetNotPrepared, EncodingSettings, Source, UnknownDataset, open_source
 from diffjax.encoding import FOLDER as LATENTS
 from diffjax.encoding import encode_dataset, encoder_of, encoder_record, on_process_0
 from diffjax.first_stage import FirstStage, build_first_stage
-from diffjax.latents import FirstStageSettings, Latents, latents_name, moments
+from diffjax.latents import FirstStageSettings, Latents, latent_shape, latents_name, moments
 from diffjax.nets import Autoencoder
 from diffjax.restoring import on_host, restore_params
 from diffjax.results import finished
@@ -33,7 +34,7 @@ from diffjax.workdir import read_config, write_json
 
 FOLDER = 'first_stage'  # in a workdir
 STANDARD = 'latent_moments.json'  # in the workdir of what learns in latents
-MOMENT_IMAGES = 2048  # of which they are measured, where every batch is encoded
+MOMENT_EXAMPLES = 2048  # of which they are measured, where every batch is encoded
 
 
 class Found(NamedTuple):
@@ -187,6 +188,17 @@ def _is_encoded(found: Found, dataset: DatasetSettings) -> bool:
             f'{folder / latents.name} holds latents of another autoencoder than the one in {found.folder} now: remove '
             'them, and they are made anew'
         )
+    cut = as_drawn(source, dataset)
+    shapes = latent_shape(found.network, cut.image_shape), latents.image_shape
+    wanted, there = (
+        f'{list(shape)}{f" of {rate:g} frames a second" if rate else ""}'
+        for shape, rate in zip(shapes, (cut.frame_rate, latents.frame_rate))
+    )
+    if wanted != there:
+        raise ConfigError(
+            f'{folder / latents.name} holds latents {there}, and the section dataset asks for {wanted}: remove them, '
+            'and they are made anew'
+        )
     return True
 
 
@@ -210,7 +222,7 @@ def make_ready(
             return False
         found = find(settings, workdir)
     dataset = section(DatasetSettings, config, 'dataset')
-    images = open_split(dataset, dataset.split, for_sampling=True)
+    images = as_drawn(open_split(dataset, dataset.split, for_sampling=True), dataset)
     if images.kind == 'latent':
         return True
     if settings.encode == 'once' and not _is_encoded(found, dataset):
@@ -234,7 +246,7 @@ def _write_standard(found: Found, images: Source, workdir: Path, settings: First
 
 def _measured(found: Found, images: Source) -> dict[str, list[float]]:
     size, encoder = found.encoding.batch_size, encoder_of(found.network, found.params)
-    count = min(MOMENT_IMAGES, len(images))
-    parts = [encoder(images.read(range(at, min(at + size, count)))['image']) for at in range(0, count, size)]
+    count = min(MOMENT_EXAMPLES, len(images))
+    parts = [encoder(images.read(range(at, min(at + size, count)))[images.kind]) for at in range(0, count, size)]
     mean, std = moments(*(np.concatenate([part[name] for part in parts]) for name in ('mean', 'std')))
     return {'mean': mean.tolist(), 'std': std.tolist()}

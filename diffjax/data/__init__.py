@@ -9,7 +9,7 @@ from diffjax.data.encoded import EncodingSettings, write_encoded
 from diffjax.data.pipeline import make_iterator, read_all, to_global
 from diffjax.data.preparation import DatasetNotPrepared, UnknownDataset, prepare_dataset
 from diffjax.data.sources import CorruptExample, Source, blank_source, list_splits, open_source
-from diffjax.data.transforms import BYTE_WIDTH, FrameChoice, dequantize, prepare, to_uint8
+from diffjax.data.transforms import BYTE_WIDTH, FrameChoice, dequantize, from_uint8, prepare, to_uint8
 
 __all__ = [
     'BYTE_WIDTH',
@@ -21,6 +21,7 @@ __all__ = [
     'UnknownDataset',
     'blank_source',
     'dequantize',
+    'from_uint8',
     'list_splits',
     'make_iterator',
     'open_source',

@@ -1,4 +1,4 @@
-"""Writing a dataset of encodings: each example of an image dataset through a function, into a TFDS dataset.
+"""Writing a dataset of encodings: each image or clip of a dataset through a function, into a TFDS dataset.
 
     write_encoded(out, 'shapes_latents', {'train': source}, encode, ...)   ->   out/shapes_latents/1.0.0
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.data.sources import CorruptExample, Source
+from diffjax.data.sources import KINDS, CorruptExample, Source
 
 VERSION = '1.0.0'
 MOMENTS = 'mean', 'std'
@@ -71,7 +71,7 @@ def write_encoded(
     """Encodes whole splits and returns the dataset's folder; where it is there already, nothing is done.
 
     Args:
-      encode: uint8 `[settings.batch_size, H, W, C]` -> arrays, one row for each image: `mean` and `std`, and others.
+      encode: uint8 `[settings.batch_size, (T,) H, W, C]` -> arrays, one row each: `mean` and `std`, and others.
       encoder: what tells this encoding from others, as JSON; kept in the metadata.
       process: (index, number of processes).
       wait: until every process is here.
@@ -128,11 +128,13 @@ def _write_shards(unfinished: Path, name: str, sources, encode: Encode, settings
 
 
 def _described(sources: Mapping[str, Source], settings: EncodingSettings) -> dict[str, Any]:
+    first = next(iter(sources.values()))
     return {
         'splits': {split: len(source) for split, source in sources.items()},
-        'source': next(iter(sources.values())).name,
-        'image_shape': list(next(iter(sources.values())).image_shape),
-        'cropped': next(iter(sources.values())).cropped,
+        'source': first.name,
+        'image_shape': list(first.image_shape),
+        **({'frame_rate': first.frame_rate} if first.kind == 'video' else {}),
+        'cropped': first.cropped,
         'examples_per_shard': settings.examples_per_shard,
         'batch_size': settings.batch_size,
         'mirrored': settings.mirrored,
@@ -169,7 +171,9 @@ def _features(source: Source, encode: Encode, settings: EncodingSettings):
     kept = {
         key: feature
         for key, feature in source.features.items()
-        if not isinstance(feature, tfds.features.Image) and (key == 'label' or not settings.mirrored)
+        if not isinstance(feature, tfds.features.Image)
+        and key not in KINDS[source.kind]
+        and (key == 'label' or not settings.mirrored)
     }
     if settings.mirrored:
         latents['mirrored'] = tfds.features.Scalar(np.bool_)
@@ -186,14 +190,14 @@ def _encoded(
         images, records = [], []
         for index in indices[start : start + size]:
             try:
-                record, image = source.record_and_image(index)
+                record, pixels = source.record_and_pixels(index)
             except CorruptExample:
                 if settings.on_corrupt == 'error':
                     raise
                 yield None
                 continue
             for mirrored in sides:
-                images.append(image[:, ::-1] if mirrored else image)
+                images.append(pixels[..., ::-1, :] if mirrored else pixels)
                 records.append(record | ({'mirrored': mirrored} if settings.mirrored else {}))
         if images:
             batch = np.zeros((settings.batch_size, *source.image_shape), np.uint8)
@@ -282,7 +286,10 @@ def _finish(folder: Path, name: str, sources, encode: Encode, record: Mapping[st
             check_data=False,
             description=f'Encodings of {record["source"]}.',
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict({'latents': moments, 'skipped': skipped, 'encoder': record['encoder']}),
+            metadata=tfds.core.MetadataDict(
+                {'latents': moments, 'skipped': skipped, 'encoder': record['encoder']}
+                | {key: record[key] for key in ('frame_rate',) if key in record}
+            ),
         )
     for path in (*folder.glob('*.array_record-*.json'), *folder.glob(f'{LOCK}-*')):
         path.unlink()

@@ -41,7 +41,7 @@ def make_iterator(
     """An infinite, deterministic iterator over this process's pieces of the global batches.
 
     It yields dicts of NumPy arrays with b = batch_size / process_count examples: `image` uint8 `[b, H, W, C]`,
-    `video` `[b, T, H, W, C]`, or `mean` and `std` `[b, H, W, C]`, and `label` int32 `[b]`. `get_state()` and
+    `video` `[b, T, H, W, C]`, or `mean` and `std` `[b, (T,) H, W, C]`, and `label` int32 `[b]`. `get_state()` and
     `set_state(state)` save and restore the place in the stream; the iterator is checkpointable by Grain's Orbax
     handler. The state does not depend on threads, memory or processes, only on batch_size.
 

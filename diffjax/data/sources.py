@@ -1,8 +1,9 @@
 """Opening a prepared dataset: `open_source(name, split) -> Source`, random access to examples as NumPy arrays.
 
 Any TFDS dataset with a feature `image` (and, if it has one, a class feature `label`) is an image source; one with a
-tensor `video` `[T, H, W, C]` is a source of clips; one with the features `mean` and `std` is a source of latents. Files
-are read as array_record through TFDS's `as_data_source`, without TensorFlow and without the network.
+tensor `video` `[T, H, W, C]` is a source of clips; one with the features `mean` and `std` is a source of latents, of
+images or of clips. Files are read as array_record through TFDS's `as_data_source`, without TensorFlow and without the
+network.
 """
 
 import dataclasses
@@ -40,14 +41,15 @@ class Source:
     """One split of a dataset, with the facts that a model needs.
 
     `source[i]` is a dict of NumPy arrays: `image` uint8 `[H, W, C]` for kind 'image', `video` uint8 `[T, H, W, C]` for
-    kind 'video', `mean` and `std` float `[H, W, C]` for kind 'latent', and `label`, an int32 scalar, where the dataset
-    has one (`num_classes` > 0). Beside them stand the `annotations` that were asked for, under their own names.
+    kind 'video', `mean` and `std` float `[H, W, C]` or `[T, H, W, C]` for kind 'latent', and `label`, an int32 scalar,
+    where the dataset has one (`num_classes` > 0). Beside them stand the `annotations` that were asked for, under their
+    own names.
     """
 
     name: str
     split: str
     kind: str  # 'image', 'video' or 'latent'
-    image_shape: tuple[int, ...]  # [H, W, C], of the latents for kind 'latent'; [T, H, W, C] for kind 'video'
+    image_shape: tuple[int, ...]  # [H, W, C], of the latents for kind 'latent'; of clips [T, H, W, C]
     num_classes: int  # 0: no labels
     num_bytes: int  # of all examples, decoded
     records: Sequence[dict[str, Any]]
@@ -56,7 +58,7 @@ class Source:
     cropped: bool = False  # images are cut to their middle square and resized
     moments: Mapping[str, Any] = field(default_factory=dict)  # `mean` and `std` [C] of drawn latents, where known
     encoder: Mapping[str, Any] = field(default_factory=dict)  # what has made them, as `write_encoded` was told
-    frame_rate: float = 0.0  # of clips, in frames per second; 0: not known
+    frame_rate: float = 0.0  # of clips, also those that are latents here, in frames per second; 0: not known
     frames: tuple[int | None, ...] = (None,)  # of `slice`: those that clips are read with
 
     @property
@@ -69,10 +71,10 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self._example(self.records[index], index)
 
-    def record_and_image(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
-        """Example `index` as it is on disk, and its image, uint8 `[H, W, C]`. Raises `CorruptExample`."""
+    def record_and_pixels(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Example `index` as it is on disk, and its image or clip, uint8. Raises `CorruptExample`."""
         record = self.records[index]
-        return record, self._example(record, index)['image']
+        return record, self._example(record, index)[self.kind]
 
     def _example(self, record: dict[str, Any], index: int) -> dict[str, np.ndarray]:
         if self.kind == 'image':
@@ -150,13 +152,13 @@ def _facts(name: str, features: Mapping[str, Any], resolution: int) -> dict[str,
     kind = next((kind for kind, names in KINDS.items() if all(name in features for name in names)), None)
     if kind is None:
         raise ValueError(f'{name!r} is no image dataset: its features are {sorted(features)}, none called image.')
-    feature, rank = features[KINDS[kind][0]], 4 if kind == 'video' else 3
+    feature, ranks = features[KINDS[kind][0]], {'image': (3,), 'video': (4,), 'latent': (3, 4)}[kind]
     shape = feature.shape
     if resolution and kind == 'video':
         raise ValueError(f'dataset.resolution crops images, and {name!r} has clips: leave it at 0.')
     if resolution and kind == 'image':
         shape = (resolution, resolution, *shape[2:])
-    if len(shape) != rank or None in shape or (kind != 'latent' and shape[-1] not in (1, 3, 4)):
+    if len(shape) not in ranks or None in shape or (kind != 'latent' and shape[-1] not in (1, 3, 4)):
         right = (
             'clips are tensors of one fixed [T, H, W, C], C = 1, 3 or 4.'
             if kind == 'video'

@@ -45,8 +45,8 @@ def prepare(
     Annotations pass through as they are. Raises ValueError for a flip beside them: they would be those of the original.
 
     Args:
-      batch: `image` uint8 `[B, H, W, C]` or `video` `[B, T, H, W, C]`, by (1), or `mean` and `std` `[B, H, W, C]`, by
-        (2); and perhaps `label`, and annotations under names of their own.
+      batch: `image` uint8 `[B, H, W, C]` or `video` `[B, T, H, W, C]`, by (1), or `mean` and `std`
+        `[B, (T,) H, W, C]`, by (2); and perhaps `label`, and annotations under names of their own.
       key: of the flips and of the latents' draws; with images and flip=False nothing is drawn.
       flip: mirror each example left to right with probability 1/2, all frames of a clip alike. A mirrored latent only
         approximates the latent of the mirrored image: for exactness write both into the dataset.
@@ -63,7 +63,7 @@ def prepare(
         video, stride = choose_frames(batch['video'], jax.random.fold_in(noise_key, 0), frames)
         batch, rates = {**batch, 'video': video}, {'frame_rate': frames.frame_rate / stride.astype(jnp.float32)}
     if pixels := [batch[name] for name in ('image', 'video') if name in batch]:
-        x0 = pixels[0].astype(jnp.float32) / 127.5 - 1
+        x0 = from_uint8(pixels[0])
     else:
         mean, std = batch['mean'].astype(jnp.float32), batch['std'].astype(jnp.float32)
         keys = _example_keys(noise_key, len(mean))
@@ -102,6 +102,11 @@ def dequantize(images: jax.Array, keys: jax.Array) -> jax.Array:
     """
     u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     return (images.astype(jnp.float32) + (u - 0.5)) / 127.5 - 1
+
+
+def from_uint8(pixels: jax.Array) -> jax.Array:
+    """Bytes -> [-1, 1], by (1): float32."""
+    return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(x: jax.Array) -> jax.Array:

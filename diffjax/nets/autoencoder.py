@@ -311,6 +311,11 @@ class Autoencoder(nn.Module, kw_only=True):
         """By which height and width shrink."""
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
+    @property
+    def temporal_factor(self) -> int:
+        """By which the number of frames after the first shrinks."""
+        return 2 ** len(self.temporal_downsampling)
+
     def __call__(self, x: Array) -> jax.Array:
         code = self.encode(x)
         return self.decode(code.mean if isinstance(code, Gaussian) else code.quantised)
@@ -376,7 +381,7 @@ class Autoencoder(nn.Module, kw_only=True):
             raise ValueError(f'this autoencoder takes {axes} with C = {self.out_channels}, got {jnp.shape(x)}')
         if x.shape[-3] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(f'height and width must be multiples of {self.factor}, got {x.shape[-3]}x{x.shape[-2]}')
-        times = 2 ** len(self.temporal_downsampling)
+        times = self.temporal_factor
         if self.frames > 1 and (x.shape[1] - 1) % times:
             raise ValueError(f'the number of frames must be 1 more than a multiple of {times}, got {x.shape[1]}')
 

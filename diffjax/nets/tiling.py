@@ -1,4 +1,4 @@
-"""Decoding in pieces, for pictures that do not fit in memory at once.
+"""Decoding in pieces, for pictures and clips that do not fit in memory at once.
 
 The latents are cut into squares that overlap, each is decoded by itself, one after the other, and where pictures meet
 they are blended: picture i counts by a weight that rises in a line from its edge over the overlap,
@@ -31,25 +31,27 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 def decode_tiles(decode: Callable[[Array], Array], z: Array, *, tile: int, overlap: int, factor: int) -> jax.Array:
     """`decode` of tiles of `tile` positions a side: `[B, h, w, C] -> [B, h factor, w factor, C']`, by (1), in float32.
 
-    decode: takes `[B, tile, tile, C]`, or less where the picture is smaller than a tile.
+    decode: takes `[B, tile, tile, C]`, or less where the picture is smaller than a tile. Of clips `[B, t, h, w, C]`
+    every tile has all frames, and `decode` says how many there will be.
     Raises ValueError unless 0 <= overlap < tile.
     """
-    batch, height, width, _ = z.shape
+    *lead, height, width, _ = z.shape
     rows, columns = (starts(length, tile, overlap) for length in (height, width))
     size = min(tile, height), min(tile, width)
     corners = np.array([(top, left) for top in rows for left in columns], np.int32)
     weight = _ramp(size[0] * factor, overlap * factor)[:, None] * _ramp(size[1] * factor, overlap * factor)
     weight = weight[:, :, None].astype(np.float32)
-    channels = jax.eval_shape(decode, jax.ShapeDtypeStruct((batch, *size, z.shape[-1]), z.dtype)).shape[-1]
+    made = jax.eval_shape(decode, jax.ShapeDtypeStruct((*lead, *size, z.shape[-1]), z.dtype)).shape
+    first = (0,) * len(lead)
 
     def add(canvas, corner):
-        part = jax.lax.dynamic_slice(z, (0, *corner, 0), (batch, *size, z.shape[-1]))
-        values = jnp.concatenate([decode(part) * weight, jnp.broadcast_to(weight, (batch, *weight.shape))], -1)
-        at = (0, *(corner * factor), 0)
+        part = jax.lax.dynamic_slice(z, (*first, *corner, 0), (*lead, *size, z.shape[-1]))
+        values = jnp.concatenate([decode(part) * weight, jnp.broadcast_to(weight, (*made[:-1], 1))], -1)
+        at = (*first, *(corner * factor), 0)
         there = jax.lax.dynamic_slice(canvas, at, values.shape)
         return jax.lax.dynamic_update_slice(canvas, there + values, at), None
 
-    canvas = jnp.zeros((batch, height * factor, width * factor, channels + 1), jnp.float32)
+    canvas = jnp.zeros((*made[:-3], height * factor, width * factor, made[-1] + 1), jnp.float32)
     canvas, _ = jax.lax.scan(add, canvas, corners)
     return canvas[..., :-1] / canvas[..., -1:]
 

@@ -128,6 +128,51 @@ def test_mirrored_images_follow_their_originals(few, tmp_path):
     np.testing.assert_array_equal(found[1::2], encode(images[:, :, ::-1])['mean'])
 
 
+def test_clips_become_latents_of_clips(tmp_path):
+    """Of the frames that are read, at their rate; mirrored in width alone."""
+    import tensorflow_datasets as tfds
+
+    class Records(list):
+        def __getitems__(self, indices):
+            return [self[i] for i in indices]
+
+    clips = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6, 1), dtype=np.uint8)
+    source = Source(
+        name='films',
+        split='train',
+        kind='video',
+        image_shape=(3, 4, 6, 1),
+        num_classes=2,
+        num_bytes=clips.nbytes,
+        records=Records({'video': clip, 'label': i % 2, 'place': np.float32([i])} for i, clip in enumerate(clips)),
+        features={
+            'video': tfds.features.Tensor(shape=(3, 4, 6, 1), dtype=np.uint8),
+            'label': tfds.features.ClassLabel(num_classes=2),
+            'place': tfds.features.Tensor(shape=(1,), dtype=np.float32),
+        },
+        frame_rate=12.0,
+    )
+
+    def halved(x):
+        return {'mean': (x / 256).astype(np.float16), 'std': np.zeros(x.shape, np.float16)}
+
+    expected = halved(clips[:, ::2])['mean']
+    for mirrored in (False, True):
+        settings = EncodingSettings(batch_size=4, examples_per_shard=3, mirrored=mirrored)
+        folder, sources = tmp_path / str(mirrored), {'train': source.clipped(2, 2)}
+        write_encoded(folder, 'films_latents', sources, halved, settings, encoder=ENCODER)
+        latents = open_source('films_latents', 'train', data_dir=folder)
+        assert (latents.kind, latents.image_shape, latents.frame_rate) == ('latent', (2, 4, 6, 1), 6.0)
+        assert set(latents.features) == {'mean', 'std', 'label', 'mirrored' if mirrored else 'place'}
+        found = latents.read(range(len(latents)))
+        np.testing.assert_array_equal(found['mean'][:: 1 + mirrored], expected)
+        np.testing.assert_array_equal(found['label'][:: 1 + mirrored], np.arange(5) % 2)
+        if mirrored:
+            np.testing.assert_array_equal(found['mean'][1::2], expected[:, :, :, ::-1])
+    with pytest.raises(ValueError, match='holds latents of another kind .frame_rate: 6.0 there and 12.0 here'):
+        write_encoded(folder, 'films_latents', {'train': source.clipped(2)}, halved, settings, encoder=ENCODER)
+
+
 @pytest.fixture
 def corrupt(few):
     """Example 7 is cut in the middle, example 9 is no image."""

@@ -70,3 +70,15 @@ def test_refuses():
     for tile, overlap in ((4, 4), (4, -1), (0, 0)):
         with pytest.raises(ValueError, match=f'below tile = {tile}, got {overlap}'):
             decode_tiles(pointwise, jnp.zeros((1, 8, 8, 3)), tile=tile, overlap=overlap, factor=2)
+
+
+def test_clips_are_tiled_in_space_alone():
+    """A decoder that doubles everything but the first frame: every tile has all of them."""
+
+    def doubled(z):
+        return jnp.repeat(jax.vmap(pointwise, 1, 1)(z), 2, 1)[:, 1:]
+
+    z = jax.random.normal(jax.random.key(0), (2, 3, 7, 9, 3))
+    tiled = jax.jit(lambda z: decode_tiles(doubled, z, tile=4, overlap=1, factor=2))(z)
+    assert tiled.shape == (2, 5, 14, 18, 2)
+    np.testing.assert_allclose(tiled, doubled(z), rtol=1e-5, atol=1e-6)

@@ -214,3 +214,32 @@ def test_it_learns_the_digits(network):
 def test_settings_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Autoencoding(network=KL, **change)
+
+
+def test_frames_of_clips_are_judged_one_by_one():
+    """Discriminator and perceptual distance see each frame as a picture; codes count over space and time."""
+    network = Autoencoder(
+        **FIELDS, out_channels=1, bottleneck='vq', codebook_size=6, frames=2, temporal_downsampling=(0,)
+    )
+    task = Autoencoding(network=network, discriminator=JUDGE, perceptual=perceptual, codebook_decay=0.9)
+    x, keys = RNG.standard_normal((2, 3, 8, 8, 1)).astype(np.float32), KEYS[:2]
+    params, state = jax.jit(task.init)(jax.random.key(0), {'x0': x})
+    frozen = jax.jit(FEATURES.init)(jax.random.key(3), X)
+
+    @jax.jit
+    def both(params, x):
+        code, (_, (after, metrics)) = task.encode(params, x), task.loss(params, state, frozen, {'x0': x}, 0, keys)
+        return code, task.decode(params, code.quantised), after, metrics
+
+    code, y, after, metrics = both(params, x)
+    assert code.tokens.shape == (2, 2, 4, 4) and y.shape == x.shape
+    real, fake = (np.stack([clip[k] for clip in a for k in range(3)]) for a in (x, np.asarray(y)))
+    judged = jax.jit(JUDGE.apply)({'params': params['discriminator']}, np.concatenate([real, fake]))
+    np.testing.assert_allclose(metrics['real_score'], judged[:6].mean(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics['fake_score'], judged[6:].mean(), rtol=1e-4, atol=1e-6)
+    distance = jax.jit(perceptual)(frozen, real, fake)
+    assert distance.shape == (6,)
+    np.testing.assert_allclose(metrics['perceptual'], distance.mean(), rtol=1e-4)
+    used = np.bincount(np.ravel(code.tokens), minlength=6)
+    np.testing.assert_allclose(metrics['codes_used'], (used > 0).mean())
+    np.testing.assert_allclose(after.counts[used > 20], 0.9 + 0.1 * used[used > 20], rtol=1e-5)
