@@ -33,7 +33,7 @@ Encode = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingSettings:
-    """The `encoding` section: which images become latents, and where these are written."""
+    """The `encoding` section: which images or clips become latents, and where these are written."""
 
     dataset: str = ''  # '': the dataset that the first stage has learned from
     data_dir: str = ''  # where its images are; '': dataset.data_dir
@@ -41,7 +41,7 @@ class EncodingSettings:
     out: str = ''  # the data_dir of the latents; '': WORKDIR/latents
     batch_size: int = 64
     examples_per_shard: int = 2048
-    mirrored: bool = False  # each image twice, the second time mirrored left to right
+    mirrored: bool = False  # each twice, the second time mirrored left to right
     on_corrupt: str = 'error'  # 'skip': images that cannot be decoded are left out and counted
 
     def __post_init__(self):

@@ -381,8 +381,7 @@ class Autoencoder(nn.Module, kw_only=True):
             raise ValueError(f'this autoencoder takes {axes} with C = {self.out_channels}, got {jnp.shape(x)}')
         if x.shape[-3] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(f'height and width must be multiples of {self.factor}, got {x.shape[-3]}x{x.shape[-2]}')
-        times = self.temporal_factor
-        if self.frames > 1 and (x.shape[1] - 1) % times:
+        if (x.shape[1] - 1) % (times := self.temporal_factor):  # 1 for images
             raise ValueError(f'the number of frames must be 1 more than a multiple of {times}, got {x.shape[1]}')
 
 
