@@ -41,6 +41,7 @@ TOP = (
     'loading',
     'command',
     'main',
+    'preview',
 )
 ALL = (*ROOMS, *TOP)
 CORE_NEEDS = ('jax', 'numpy')  # beside the standard library
@@ -112,7 +113,7 @@ def violations(root):
             target = resolve(name, known).removeprefix('diffjax').removeprefix('.')
             if not free and not within(target, [room, *ROOMS[room]]):
                 found.append(f'{module} imports {target or "diffjax"}: {room} may import {ROOMS[room]}')
-            if target.endswith('__main__') or within(target, ['main']):
+            if target.endswith('__main__') or within(target, ['main', 'preview']):
                 found.append(f'{module} imports a command, {target}')
             if not lazy:
                 graph.setdefault(module, set()).add(resolve(name, known))
