@@ -57,7 +57,7 @@ def autoencoder(dataset: dict) -> dict:
             'clip_norm': 1.0,
         },
         'training': {
-            'num_steps': 900,
+            'num_steps': 700,
             'batch_size': 16,
             'num_microbatches': 1,
             'log_every_steps': 50,
@@ -147,7 +147,7 @@ def get_config(arg: str = '') -> ConfigDict:
         first = autoencoder(config.dataset.to_dict())
         config.first_stage = ConfigDict({'config': first, 'workdir': '', 'encode': 'once', 'batch_size': 50})
         config.network = ConfigDict(DIT | {'patch_size': 1, 'temporal_patch_size': 1})
-        config.training.num_steps, config.training.batch_size, config.optimizer.learning_rate = 2200, 32, 1e-3
+        config.training.num_steps, config.optimizer.learning_rate = 2700, 1e-3
     if 'smoke' in words:
         config.dataset.split, config.dataset.test_split = 'train[:64]', 'test[:16]'
         if 'latent' in words:
