@@ -110,20 +110,21 @@ def get_config(arg: str = '') -> ConfigDict:
             'learned_variance': False,
             'label_drop': 0.1,
             'optimizer': {
-                'name': 'adam',
-                'learning_rate': 2e-3,
+                'name': 'muon',
+                'learning_rate': 1e-2,
+                'adam_learning_rate': 2e-3,
                 'decay': 'cosine',
-                'warmup_steps': 100,
+                'warmup_steps': 50,
                 'clip_norm': 1.0,
             },
             'training': {
-                'num_steps': 1300,
+                'num_steps': 850,
                 'batch_size': 16,
                 'num_microbatches': 1,
                 'log_every_steps': 50,
                 'checkpoint_every_steps': 500,
                 'keep_checkpoints': 2,
-                'ema': {'ema': 0.998},
+                'ema': {'ema': 0.99},
                 'init_from': '',
             },
             'mesh': {'data': -1, 'fsdp': 1, 'sequence': 1},
@@ -136,18 +137,26 @@ def get_config(arg: str = '') -> ConfigDict:
                 'batch_size': 50,
                 'frame_rate': 0.0,
             },
-            'evaluation': {'num_samples': 200, 'classifier': 'none', 'noise_levels': 10, 'features': 'pixels'},
+            'evaluation': {
+                'num_samples': 200,
+                'classifier': 'none',
+                'noise_levels': 10,
+                'features': 'pixels',
+                'clip_features': 'recognizer',
+            },
         }
     )
     if 'network=dit' in words:
         config.network = ConfigDict(DIT)
-        config.training.num_steps, config.optimizer.learning_rate = 2700, 1e-3
+        config.training.num_steps = 1700
+        config.optimizer.learning_rate, config.optimizer.adam_learning_rate = 8e-3, 1e-3
     if 'latent' in words:
         config.dataset.num_frames = 13
         first = autoencoder(config.dataset.to_dict())
         config.first_stage = ConfigDict({'config': first, 'workdir': '', 'encode': 'once', 'batch_size': 50})
         config.network = ConfigDict(DIT | {'patch_size': 1, 'temporal_patch_size': 1})
-        config.training.num_steps, config.optimizer.learning_rate = 2700, 1e-3
+        config.training.num_steps = 2700
+        config.optimizer.learning_rate, config.optimizer.adam_learning_rate = 8e-3, 1e-3
     if 'smoke' in words:
         config.dataset.split, config.dataset.test_split = 'train[:64]', 'test[:16]'
         if 'latent' in words:

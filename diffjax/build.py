@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffjax import nets
-from diffjax.clips import as_drawn, check_clips, check_latent_clips, frame_choice, images_of
+from diffjax.clips import as_drawn, check_clips, check_latent_clips, frame_choice, images_of, space_of_clips
 from diffjax.components import check_keys, component, literal, parse_component, section
 from diffjax.core import grids, likelihood, parameterizations, schedules, solvers, times, weights
 from diffjax.core.editing import Windows
@@ -27,6 +27,7 @@ from diffjax.core.transforms import Transforms
 from diffjax.data import DatasetNotPrepared, Source, blank_source, open_source, prepare
 from diffjax.edits import Edit, open_edit, windows_of
 from diffjax.evaluation import spaces
+from diffjax.evaluation.clip_spaces import ClipSpace
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
 from diffjax.latents import Latents, latent_shape
@@ -76,6 +77,10 @@ class Drawing(Learning):
     def edit(self) -> Edit | None:
         """What is known of samples before they are drawn; None where nothing is."""
         return None
+
+    def clip_space(self) -> ClipSpace | None:
+        """In what space clips are compared with those of the test split."""
+        return space_of_clips(self.evaluation, self.image_shape, self.test_images)
 
     def comparison(self) -> tuple[Space, Reference] | None:
         """In what space samples are compared with what; None for pixels and the test split, with all their figures."""
@@ -276,7 +281,8 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
         optimizer=optimizer,
     )
     # each checks itself
-    experiment.plan(), experiment.guidance(), experiment.likelihood_trace(), experiment.comparison()
+    experiment.plan(), experiment.guidance(), experiment.likelihood_trace()
+    experiment.comparison(), experiment.clip_space()
     experiment.edit(), experiment.windows()
     experiment.trainer().init(experiment.batch_spec)
     return experiment

@@ -1,9 +1,12 @@
 """Clips as a config wants them: how they are cut to be learned, and cut alike to be compared with samples."""
 
+from diffjax.components import component
 from diffjax.data import FrameChoice, Source
+from diffjax.evaluation import clip_spaces
+from diffjax.evaluation.clip_spaces import ClipSpace
 from diffjax.evaluation.clips import one_frame_each
 from diffjax.evaluation.image_sets import ImageSet
-from diffjax.settings import ConfigError, DatasetSettings
+from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings
 
 
 def frame_choice(source: Source, dataset: DatasetSettings) -> FrameChoice | None:
@@ -85,3 +88,31 @@ def check_latent_clips(source: Source, dataset: DatasetSettings, *, told: bool) 
             f"{what}: latents on disk are those of one frame rate and say none; first_stage.encode='each_step' makes "
             'them of every rate'
         )
+
+
+def space_of_clips(
+    evaluation: EvaluationSettings, shape: tuple[int, ...] | None, test: Source | None
+) -> ClipSpace | None:
+    """The space of `evaluation.clip_features`; None where it is ''. shape: of samples, [T, H, W, C] for clips.
+
+    Raises ConfigError where it does not fit them.
+    """
+    spec = evaluation.clip_features
+    if not spec:
+        return None
+    if shape is None or len(shape) != 4 or test is None:
+        raise ConfigError(
+            f'evaluation.clip_features = {spec!r} compares clips with those of the test split, and there are none here'
+        )
+    space = component(clip_spaces, spec, 'evaluation.clip_features')()
+    if space.channels not in (None, shape[-1]):
+        raise ConfigError(
+            f'evaluation.clip_features: {space.name} has learned clips of {space.channels} channels, and these have '
+            f'{shape[-1]}'
+        )
+    if shape[0] < space.min_frames:
+        raise ConfigError(
+            f'evaluation.clip_features: {space.name} takes clips of at least {space.min_frames} frames, and these have '
+            f'{shape[0]}'
+        )
+    return space

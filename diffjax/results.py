@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.build import Drawing, Experiment
+from diffjax.clip_figures import clip_figures
 from diffjax.clips import images_of
 from diffjax.core.editing import Known
 from diffjax.core.likelihood import bits_per_dimension
@@ -222,6 +223,8 @@ def measure(
     figures = image_figures(experiment, drawn.images, drawn.labels, progress=progress)
     if jax.process_index():
         return {}
+    if clips.is_clip(drawn.images.shape[1:]) and experiment.image_shape is not None:
+        figures |= clip_figures(experiment, drawn.images, drawn.labels)
     figures |= edit_figures(drawn.images, drawn.known, experiment.windows())
     branches = 1 if experiment.guidance() is None else 2
     figures |= {'step': step, 'evaluations_per_sample': experiment.plan().num_evaluations * branches, **likelihood}
@@ -339,6 +342,9 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         'bits_per_dimension': '{:.4f} bits per dimension of held-out images',
         'bits_blur': 'of the density blurred by noise of {:.2g}: likelihood_t_min is above 0',
         'likelihoods_out_of_steps': '{} likelihoods ran out of steps: raise likelihood_tolerance or likelihood_t_min',
+        'frechet_video_distance': 'Frechet video distance {:.4g}',
+        'flicker_ratio': 'flicker {:.3f} times that of real clips',
+        'class_constancy': '{:.1%} of single bodies keep their class in all frames',
         'seam_rank': 'rank of the frame differences where windows join {:.3f} (0.5: no seam shows)',
         'seconds_per_sample': '{:.2g} s per sample',
         'evaluations_per_sample': '{} network evaluations per sample',

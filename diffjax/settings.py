@@ -149,6 +149,7 @@ class EvaluationSettings:
     likelihood_t_min: float = 0.0  # above 0 for a network that cannot be asked there: bits of the blurred density
     features: Any = 'pixels'  # where distances and neighbours are: 'shapes', 'inception', 'inception:resize=pytorch'
     inception_weights: str = ''  # a safetensors file
+    clip_features: Any = ''  # of whole clips: 'recognizer' (moving digits), 'i3d:weights=PATH'; '': no video distance
     reference: str = ''  # what samples are compared with: ADM's .npz, images as .npz or a folder; '': the test split
 
     def __post_init__(self):

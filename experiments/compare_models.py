@@ -11,7 +11,6 @@ classes, as asked for and as recognised), samples.png, classes.png, and the runs
 
 import argparse
 import csv
-import itertools
 import math
 import runpy
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 from command_line import Stop, values
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from timed_training import trained_seconds
 
 from diffjax.build import ConfigError
 from diffjax.data import make_iterator, read_all, to_global
@@ -87,13 +87,6 @@ def steps_per_second(configs: dict[str, dict], seconds: float) -> dict[str, floa
                 passed[name] += advance()
                 counts[name] += STEPS_AT_ONCE
     return {name: counts[name] / passed[name] for name in configs}
-
-
-def trained_seconds(workdir: Path) -> float:
-    """What the steps of a run took, from its metrics.csv: without compiling, and without what followed."""
-    with open(workdir / 'metrics.csv', newline='') as file:
-        rows = [(int(row['step']), float(row['steps_per_second'])) for row in csv.DictReader(file)]
-    return sum((step - before) / rate for (before, _), (step, rate) in itertools.pairwise([(0, 1.0), *rows]))
 
 
 def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:

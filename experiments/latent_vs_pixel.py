@@ -31,9 +31,9 @@ import numpy as np
 from ablate import load_config
 from absl import logging as absl_logging
 from command_line import Stop
+from timed_training import call_flops, check_same_study, num_steps_for, of_length, train_whole, trained_seconds
 
 from diffjax.build import ConfigError, Experiment, build
-from diffjax.data import to_global
 from diffjax.encoding import encoder_of
 from diffjax.evaluation.pictures import sample_grid
 from diffjax.evaluation.report import write_report
@@ -43,16 +43,12 @@ from diffjax.restoring import restore_params
 from diffjax.results import measure
 from diffjax.stages import find, make_ready, open_latents, settings_of
 from diffjax.training.flops import count_flops
-from diffjax.training.sharding import batch_sharding
-from diffjax.workdir import write_json
 
-TIMED_STEPS = 24
 SHOWN = 12
 TARGETS = {  # of pixel models, each with a loss like that of the velocity, bounded at low noise as JiT's is
     'velocity': {'target': 'velocity', 'weight': 'target', 'times': 'uniform'},
     'x0': {'target': 'x0', 'weight': 'v', 'times': 'uniform:low=0.05'},
 }
-LOGGED = {'log_every_steps': 200, 'checkpoint_every_steps': 5}  # at most so often in a run
 COSTS = ((1, 3), (2, 4), (4, 8), (8, 16))  # factor by which sides shrink, channels: the numbers of published ones
 
 
@@ -78,61 +74,20 @@ def rows_of(config: dict[str, Any], out: Path, spent: float, targets: list[str])
     return rows
 
 
-def experiment_of(row: Row, out: Path, **training: Any) -> tuple[dict[str, Any], Experiment]:
-    config = row.config | {'training': row.config['training'] | training}
-    return config, build(config, latents=open_latents(config, out) if 'first_stage' in config else None)
-
-
-def seconds_per_step(experiment: Experiment) -> float:
-    """Of the compiled step, the median of single ones: the machine may be busy now and then."""
-    trainer = experiment.trainer()
-    batch = experiment.source.read(range(experiment.training.batch_size))
-    batch = to_global(batch, batch_sharding(experiment.mesh))
-    make, _, shardings = trainer.init(batch)
-    state, step, taken = make(), trainer.step(shardings), []
-    for _ in range(TIMED_STEPS):
-        began = time.perf_counter()
-        state, metrics = step(state, trainer.frozen, batch)
-        jax.block_until_ready(metrics)
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken[3:]))
-
-
-def trained_seconds(folder: Path) -> float:
-    """What a run's steps took, without its start and its evaluation: from its log."""
-    with open(folder / 'metrics.csv', newline='') as file:
-        rows = [(int(row['step']), float(row['steps_per_second'])) for row in csv.DictReader(file)]
-    return sum((step - before) / rate for (step, rate), before in zip(rows, [0, *(step for step, _ in rows)]))
+def experiment_of(config: dict[str, Any], out: Path) -> Experiment:
+    return build(config, latents=open_latents(config, out) if 'first_stage' in config else None)
 
 
 def run_row(row: Row, seconds: float, out: Path) -> Experiment:
     """Trains for what is left of the seconds, measures, and returns the experiment."""
-    plan = row.folder / 'num_steps.json'
-    row.folder.mkdir(parents=True, exist_ok=True)
     if row.spent >= seconds:
         raise Stop(f'the first stage took {row.spent:.0f} s of {seconds:.0f}: give more --minutes')
-    if not plan.exists():
-        each = seconds_per_step(experiment_of(row, out)[1])
-        plan.write_text(
-            json.dumps({'num_steps': max(round((seconds - row.spent) / each), 4), 'seconds_per_step': each})
-        )
-    num_steps = json.loads(plan.read_text())['num_steps']
-    warmup = min(row.config['optimizer']['warmup_steps'], num_steps // 4)
-    config = row.config | {'optimizer': row.config['optimizer'] | {'warmup_steps': warmup}}
-    every = {key: max(row.config['training'][key], num_steps // n) for key, n in LOGGED.items()}
-    config, experiment = experiment_of(row._replace(config=config), out, num_steps=num_steps, **every)
+    num_steps = num_steps_for(seconds - row.spent, row.folder, experiment_of(row.config, out))
+    config = of_length(row.config, num_steps)
+    experiment = experiment_of(config, out)
     print(f'{row.name}: {num_steps} steps', flush=True)
-    if not train_experiment(config, experiment, row.folder):
-        raise Stop('stopped; the same command goes on from there')
+    train_whole(config, experiment, row.folder)
     return experiment
-
-
-def call_flops(experiment: Experiment) -> int:
-    """Of the network on one example."""
-    model, shape = experiment.task.model, experiment.sample_shape
-    x, t, label = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, label))
-    return count_flops(jax.make_jaxpr(lambda p: model.apply(p, x, t, label))(params))
 
 
 def decode_flops(experiment: Experiment) -> int:
@@ -228,16 +183,6 @@ def encode_seconds(config: dict[str, Any], out: Path) -> float:
         encode(batch)
         taken.append(time.perf_counter() - began)
     return float(np.median(taken[1:])) * len(images) / size
-
-
-def check_same_study(out: Path, study: dict[str, Any]) -> None:
-    """Keeps what is compared in --out. Raises Stop where it holds another study."""
-    path, study = out / 'study.json', json.loads(json.dumps(study))
-    there = json.loads(path.read_text()) if path.exists() else study
-    if different := [key for key in study if there[key] != study[key]]:
-        raise Stop(f'{out} holds a study of another {different[0]}: give another --out; nothing was changed')
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, study)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -70,7 +70,9 @@ def masked(clips: Array, num_frames: int, mask: np.ndarray) -> Known:
     try:
         mask = np.broadcast_to(mask, shape)
     except ValueError:
-        raise ValueError(f'the mask is of shape {list(mask.shape[:-1])}, and the clips want {list(shape[:3])}') from None
+        raise ValueError(
+            f'the mask is of shape {list(mask.shape[:-1])}, and the clips want {list(shape[:3])}'
+        ) from None
     frames = np.flatnonzero(mask.any((1, 2, 3)))
     if not len(frames) or mask.all():
         raise ValueError(f'the mask holds {"everything" if len(frames) else "nothing"} as known')

@@ -90,6 +90,35 @@ _FIGURES = {
         'median of the distance to a train image over that from it to the next train image',
         'nearest_ratio_median_real',
     ),
+    'frechet_video_distance': _Figure(
+        'Frechet video distance',
+        '.4g',
+        'lower',
+        'squared 2-Wasserstein distance between samples and test clips, as Gaussians in features of whole clips',
+        'frechet_video_distance_train',
+    ),
+    'flicker': _Figure(
+        'flicker',
+        '.3f',
+        'near real',
+        'what changes between frames and is no motion of their parts, in bytes',
+        'flicker_real',
+    ),
+    'single_clips': _Figure('single', '.1%', 'near real', 'clips in which one body is recognised', 'single_clips_real'),
+    'class_constancy': _Figure(
+        'constancy',
+        '.1%',
+        'higher',
+        'of these, clips in whose every frame it is recognised as the same',
+        'class_constancy_real',
+    ),
+    'path_residual': _Figure(
+        'path residual',
+        '.3f',
+        'lower',
+        'pixels by which its path is off the nearest one that straight flight and the walls allow, the median',
+        'path_residual_real',
+    ),
 }
 _HIDDEN = {figure.real for figure in _FIGURES.values()} | {'class_accuracy_per_class'}
 

@@ -93,7 +93,7 @@ def shapes(*, batch_size: int = 64) -> Space:
 
 def network_space(
     name: str,
-    apply: Callable[[PyTree, jax.Array], Features],
+    apply: Callable[[PyTree, jax.Array], PyTree],
     load: Callable[[], PyTree],
     dimensions: Callable[[tuple[int, ...]], tuple[int, int]],
     batch_size: int,
@@ -101,7 +101,8 @@ def network_space(
     """A network as a space: each part of a set is split over the devices of this process.
 
     Args:
-      apply: (params, uint8 images `[B, H, W, C]`) -> features; one program is compiled for each image size.
+      apply: (params, uint8 images `[B, H, W, C]`, or clips) -> features, arrays `[B, ...]`; one program is compiled for
+        each size.
       load: the parameters; called when the first images come.
       batch_size: rounded up to what the devices share evenly.
     """

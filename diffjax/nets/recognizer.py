@@ -22,6 +22,8 @@ from diffjax.nets.layers import check_rank
 
 __all__ = ['Recognizer', 'ClipRecognizer']
 
+CHANGES = 8.0  # the scale of features of change in `ClipRecognizer.summary`
+
 
 class Recognizer(nn.Module, kw_only=True):
     """`x: [B, H, W, C] in [-1, 1] -> logits [B, num_outputs]`; `features` gives the map of each stage.
@@ -71,7 +73,8 @@ class ClipRecognizer(nn.Module, kw_only=True):
     num_kinds: so many of the outputs of a frame, the first, say which kinds of bodies are there.
     num_choices: so many of all outputs, the last, say how many bodies there are.
     channels, num_groups, first_stride: of the stages that see single frames, as in `Recognizer`; pixels say where they
-        are.
+        are. H and W are multiples of 2^stages, times first_stride: a frame is answered for by the means over the
+        quarters of its last map.
     temporal_channels: of the 3x3x3 convolutions after them, each at half the frames of the one before.
     """
 
@@ -102,16 +105,23 @@ class ClipRecognizer(nn.Module, kw_only=True):
 
     def __call__(self, x: Array) -> jax.Array:
         maps = self.maps(x)
-        each = self.frame_head(maps.mean((2, 3)))
+        each = self.frame_head(quarters(maps))
         return jnp.concatenate([each.reshape(len(each), -1), self.head(self.of_clips(maps))], -1)
 
     def summary(self, x: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Features [B, temporal_channels[-1]], logits of the number of bodies [B, num_choices], and of the kinds that
-        are in each frame [B, T, num_kinds]."""
+        """Features [B, temporal_channels[-1] + channels[-1]], logits of the number of bodies [B, num_choices], and of
+        the kinds that are in each frame [B, T, num_kinds].
+
+        Half of the features are what the number is told from. They know what is shown, and hardly how: among real clips
+        no answer asks whether frames go together. The others do: means of |maps_{t+1} - maps_t|, scaled so that both
+        halves vary alike over real moving digits.
+        """
         maps = self.maps(x)
-        features = self.of_clips(maps)
-        kinds = self.frame_head(maps.mean((2, 3)))[..., : self.num_kinds]
-        return features, self.head(features)[:, -self.num_choices :], kinds
+        whole = self.of_clips(maps)
+        changes = jnp.abs(maps[:, 1:] - maps[:, :-1]).sum(1) / max(maps.shape[1] - 1, 1)
+        kinds = self.frame_head(quarters(maps))[..., : self.num_kinds]
+        features = jnp.concatenate([whole, CHANGES * changes.mean((1, 2))], -1)
+        return features, self.head(whole)[:, -self.num_choices :], kinds
 
     def maps(self, x: Array) -> jax.Array:
         """[B, T, h, w, channels[-1]], of each frame."""
@@ -144,6 +154,13 @@ def with_coordinates(x: jax.Array) -> jax.Array:
     """Two more channels, y and x, -1 to 1 from the first pixel to the last: [B, H, W, C] -> [B, H, W, C + 2]."""
     places = jnp.meshgrid(*(jnp.linspace(-1, 1, size, dtype=x.dtype) for size in x.shape[1:3]), indexing='ij')
     return jnp.concatenate([x, jnp.broadcast_to(jnp.stack(places, -1), (*x.shape[:3], 2))], -1)
+
+
+def quarters(maps: jax.Array) -> jax.Array:
+    """The means over the four quarters of a map, beside each other: [..., H, W, C] -> [..., 4 C], H and W even."""
+    *batch, height, width, channels = maps.shape
+    means = maps.reshape(*batch, 2, height // 2, 2, width // 2, channels).mean((-4, -2))
+    return means.reshape(*batch, 4 * channels)
 
 
 class Stage(nn.Module):

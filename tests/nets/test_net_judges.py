@@ -122,11 +122,14 @@ def test_clips_are_seen_frame_by_frame_and_whole():
     np.testing.assert_allclose(back, frames[:, ::-1], rtol=1e-4, atol=1e-5)
     assert (np.abs(turned[:, 20:] - logits[:, 20:]) > 1e-4).mean() > 0.9  # time has a direction
     features, number, kinds = net.apply(variables, x, method='summary')
-    assert features.shape == (2, 4)
+    assert features.shape == (2, 4 + 4)
     np.testing.assert_allclose(number, logits[:, -3:], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(kinds, frames[..., :2], rtol=1e-4, atol=1e-5)
     longer = np.concatenate([x, x], 1)
-    assert [a.shape for a in net.apply(variables, longer, method='summary')] == [(2, 4), (2, 3), (2, 8, 2)]
+    assert [a.shape for a in net.apply(variables, longer, method='summary')] == [(2, 8), (2, 3), (2, 8, 2)]
+    still = net.apply(variables, x[:, :1].repeat(4, 1), method='summary')[0]
+    np.testing.assert_allclose(still[:, 4:], 0, atol=1e-6)  # nothing changes
+    np.testing.assert_allclose(net.apply(variables, x[:, ::-1], method='summary')[0][:, 4:], features[:, 4:], rtol=1e-4)
     with pytest.raises(ValueError, match=r'temporal_channels are .* multiples of num_groups=8; got \(12,\)'):
         ClipRecognizer(
             num_outputs=2, num_frames=1, num_frame_outputs=1, num_kinds=1, num_choices=1, temporal_channels=(12,)
