@@ -166,8 +166,8 @@ def test_sampling_needs_no_latents_on_disk(get_config, tmp_path):
     experiment = build(config, for_sampling=True)
     assert experiment.sample_shape == (32, 32, 4) and experiment.task.num_classes == 1000
     assert experiment.batch_spec['std'].shape == (1, 32, 32, 4) and list(tmp_path.iterdir()) == []
-    config['dataset']['name'] = 'cifar10'
-    with pytest.raises(DatasetNotPrepared, match=f'cifar10.*--data_dir={tmp_path}'):
+    config['dataset']['name'] = 'imagenet2012'  # whose images have no one size
+    with pytest.raises(DatasetNotPrepared, match=f'imagenet2012.*--data_dir={tmp_path}'):
         build(config, for_sampling=True)
 
 

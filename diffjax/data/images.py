@@ -24,6 +24,15 @@ def decode(encoded: bytes, shape: tuple[int, int, int], *, cropped: bool = False
     return np.asarray(image).reshape(shape)
 
 
+def encode(image: np.ndarray) -> bytes:
+    """uint8 `[H, W, C]` -> PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format='PNG')
+    return buffer.getvalue()
+
+
 def _middle_square(image, side: int):
     """As for guided diffusion (Dhariwal & Nichol 2021): halved by boxes while twice too large, bicubic, cropped."""
     from PIL import Image

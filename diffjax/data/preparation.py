@@ -95,6 +95,14 @@ def latent_features(name: str) -> dict[str, Any]:
         return dict(_our_builder(name)(data_dir=nowhere).info.features.items())
 
 
+def published_features(name: str) -> dict[str, Any]:
+    """The features of a dataset of TFDS's own, whether or not it is prepared; its builder knows them by itself."""
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        return dict(tfds.builder(name, data_dir=nowhere).info.features.items())
+
+
 def _is_whole(directory: Path) -> bool:
     return (directory / 'dataset_info.json').exists()
 

@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.data.images import decode
+from diffjax.data.images import decode, encode
 from diffjax.data.preparation import (
     EMBEDDED,
     LATENTS,
+    OURS,
     DatasetNotPrepared,
     base_name,
     explain_missing,
     latent_features,
     prepare_quietly,
+    published_features,
     resolve_data_dir,
 )
 
@@ -263,12 +265,24 @@ def open_source(
 
 
 def blank_source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
-    """One blank example in the place of latents that are not prepared: what sampling has to know of a dataset.
+    """One blank example in the place of a dataset that is not prepared: what sampling has to know of it.
 
-    Raises `DatasetNotPrepared`, as `open_source` does, for what is no dataset of latents of ours.
+    It stands for latents of ours, and for a dataset of TFDS whose images have one size. Raises `DatasetNotPrepared`, as
+    `open_source` does, for any other.
     """
-    if name not in LATENTS:
-        raise explain_missing(name, data_dir)
-    features = latent_features(name)
-    example = {key: np.zeros(features[key].shape, features[key].np_dtype) for key in features}
+    missing = explain_missing(name, data_dir)
+    if name in LATENTS:
+        features = latent_features(name)
+        example = {key: np.zeros(features[key].shape, features[key].np_dtype) for key in features}
+        return Source(name=name, split=split, records=(example,), **_facts(name, features, 0))
+    if not isinstance(missing, DatasetNotPrepared) or name in OURS or name != base_name(name):
+        raise missing
+    try:
+        features = published_features(name)
+    except ImportError:  # a builder that needs TensorFlow to tell what it holds
+        raise missing from None
+    shape = features['image'].shape if 'image' in features else (None,)
+    if None in shape:
+        raise missing
+    example = {'image': encode(np.zeros(shape, np.uint8)), 'label': 0}
     return Source(name=name, split=split, records=(example,), **_facts(name, features, 0))

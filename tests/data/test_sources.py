@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from diffjax.data import DatasetNotPrepared, UnknownDataset, list_splits, make_iterator, open_source
+from diffjax.data import DatasetNotPrepared, UnknownDataset, blank_source, list_splits, make_iterator, open_source
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
 
@@ -51,6 +51,20 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, 'connect', refuse)
     monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+
+
+def test_a_blank_example_tells_the_shapes_of_what_is_not_there(no_network, tmp_path):
+    source = blank_source('cifar10', 'test', data_dir=tmp_path)
+    assert (source.kind, source.image_shape, source.num_classes, len(source)) == ('image', (32, 32, 3), 10, 1)
+    assert source[0]['label'].dtype == np.int32 and not source[0]['image'].any()
+    assert blank_source('mnist', 'train', data_dir=tmp_path)[0]['image'].shape == (28, 28, 1)
+    # Of no one size; without images; whose builder needs TensorFlow; of one version only.
+    for name in ('imagenet2012', 'imdb_reviews', 'libritts', 'cifar10:3.0.2'):
+        with pytest.raises(DatasetNotPrepared, match=f'{name!r} is not prepared'):
+            blank_source(name, 'train', data_dir=tmp_path)
+    with pytest.raises(UnknownDataset, match='cifar11'):
+        blank_source('cifar11', 'train', data_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_any_tfds_image_dataset_opens_by_name(pictures_dir, no_network):
