@@ -12,12 +12,13 @@ take all devices there are has one. --device=cpu is the machine at hand, measure
 What is exact and what is not: the sizes of arguments are; FLOPs, and bytes of collectives, are those of the program
 split over the mesh, which the compiler for another device may still merge or reorder. Temporaries are those that the
 compiler for CPUs makes: it computes bfloat16 in float32 and fuses otherwise, and where attention is fused (on GPUs and
-TPUs) its scores are never in memory. Times are a roofline of datasheets.
+TPUs) its scores are never in memory. Times are a roofline of datasheets, without the latency of each message.
 """
 
 import csv
 import inspect
 import json
+import math
 import os
 import re
 import statistics
@@ -97,10 +98,7 @@ def number_of(section: Any) -> int:
     sizes = section.values() if isinstance(section, dict) else ()
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f'mesh: sizes are whole numbers from 1 on; got {section}')
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
+    return math.prod(sizes)
 
 
 def start_devices(count: int) -> None:
@@ -227,7 +225,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
     return [
         f'AN ESTIMATE of a step of {report["network"]}, batch {report["batch_size"]}, on {mesh}: '
-        f'{report["num_devices"]} devices',
+        f'{report["num_devices"]} device{"s" if report["num_devices"] > 1 else ""}',
         '',
         f'parameters        {report["num_parameters"]:,}',
         *_flops_lines(report),
@@ -290,7 +288,7 @@ def _device_lines(report: dict[str, Any]) -> list[str]:
         rows.append((name, fits, *(time_of(roof[key]) for key in rows[0][2:5]), step, roof['bound']))
     bounds = sorted({roof['bound'] for roof in report['devices'].values()})
     return [
-        'AN ESTIMATE from datasheets: at their peaks, all three at once (at least) or one after the other',
+        'AN ESTIMATE from datasheets (cpu: measured now): at their peaks, all three at once, or one after the other',
         *['  {:<6}{:>11}{:>10}{:>10}{:>12}{:>22}   {}'.format(*row) for row in rows],
         *[why(report, bound) for bound in bounds],
     ]

@@ -33,8 +33,8 @@ MISTAKES = [
     ([DIGITS, '--mesh=data:8', '--device=v4', '--measured_steps_per_second=0'], ['a rate above 0']),
     ([DIGITS, '--mesh=data:8', '--config.sead=1'], ["unknown key 'sead'", 'did you mean seed?']),
     (
-        [f'--config={ROOT}/configs/cifar10_unet.py', '--mesh=data:8', '--config.dataset.data_dir=EMPTY'],
-        ["'cifar10' is not prepared"],
+        [f'--config={ROOT}/configs/autoencoder_kl.py', '--mesh=data:8', '--config.dataset.data_dir=EMPTY'],
+        ["'imagenet2012' is not prepared"],
     ),
 ]
 
@@ -82,12 +82,18 @@ def test_the_mesh_of_a_config():
     assert preview.number_of({'data': 3, 'fsdp': 4, 'sequence': 2}) == 24
 
 
-def test_a_dataset_of_latents_need_not_be_there(get_config, tmp_path):
-    config = get_config('dit_b').to_dict()
-    config['network'] |= {'hidden_size': 16, 'depth': 1, 'num_heads': 2}
+@pytest.mark.parametrize(
+    'name, network, feature, shape',
+    [
+        ('dit_b', {'hidden_size': 16, 'depth': 1, 'num_heads': 2}, 'mean', (32, 32, 4)),
+        ('cifar10_unet', {'base_channels': 8, 'num_res_blocks': 1}, 'image', (32, 32, 3)),
+    ],
+)
+def test_a_dataset_need_not_be_there(get_config, tmp_path, name, network, feature, shape):
+    config = get_config(name).to_dict()
+    config['network'] |= network
     config['dataset']['data_dir'] = str(tmp_path)
-    experiment = preview.build_for(config, None)
-    assert experiment.batch_spec['mean'].shape == (1, 32, 32, 4)
+    assert preview.build_for(config, None).batch_spec[feature].shape == (1, *shape)
 
 
 def test_the_rate_of_a_run(tmp_path):

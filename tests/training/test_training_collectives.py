@@ -102,6 +102,33 @@ def test_a_loop_that_counts_otherwise_is_not_guessed_at(change):
     assert count_runs(parse(text.replace(*change))).unknown == ['jit(step)/while']
 
 
+CALLS = """HloModule m
+
+%yes (a: f32[]) -> f32[] {
+  ROOT %a = f32[] parameter(0)
+}
+
+%no (a: f32[]) -> f32[] {
+  %a.1 = f32[] parameter(0)
+  ROOT %b.1 = f32[] call(%a.1), to_apply=%yes
+}
+
+ENTRY %main (p: pred[], x: f32[]) -> f32[] {
+  %p = pred[] parameter(0)
+  %x = f32[] parameter(1)
+  %twice = f32[] call(%x), to_apply=%no
+  ROOT %y = f32[] conditional(%p, %x, %twice), BRANCHES
+}
+"""
+
+
+@pytest.mark.parametrize(
+    'branches', ['branch_computations={%yes, %no}', 'true_computation=%yes, false_computation=%no']
+)
+def test_of_a_conditional_each_branch_counts(branches):
+    assert count_runs(parse(CALLS.replace('BRANCHES', branches))).counts == {'main': 1, 'no': 2, 'yes': 3}
+
+
 def test_collectives_by_hand():
     program = parse(written())
     found = find(program, count_runs(program), 4)
