@@ -195,7 +195,7 @@ def test_held_against_a_measured_run():
 
 
 def test_devices_by_name():
-    assert find_device('h100', 8) is DEVICES['H100'] and find_device('v5e', 8).name == 'v5e'
+    assert find_device('h100', 8) is find_device('H100', 8) is DEVICES['H100'] and find_device('v5e', 8).name == 'v5e'
     assert list(DEVICES) == ['v4', 'v5e', 'v5p', 'v6e', 'A100', 'H100', 'H200']
     with pytest.raises(ValueError, match='--device=v7: unknown device; there are v4, v5e, .*, H200, cpu'):
         find_device('v7', 8)
