@@ -28,6 +28,7 @@ OTHERS = {  # of another kind
     'digits_vae': 'test_baselines.py',
     'ldm_digits': 'test_stages.py',
     'ldm_shapes': 'test_stages.py',
+    'recognizer_clips': 'test_recognition.py',
     'recognizer_shapes': 'test_recognition.py',
     'video_digits': 'test_video.py',
     'video_shapes': 'test_video.py',
