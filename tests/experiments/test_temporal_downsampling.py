@@ -36,8 +36,17 @@ def test_rows_are_three_networks_of_one_size(table):
     sizes = np.array([row['parameters'] for row in table])
     assert np.abs(sizes / sizes[0] - 1).max() < 0.15
     assert space['gflops_per_clip'] > 1.2 * both['gflops_per_clip']  # the coarse levels at all frames
-    assert frames['base_channels'] > both['base_channels']
+    assert frames['base_channels'] >= both['base_channels']
     assert all(row['trained_s'] > 0 and row['steps'] >= 4 for row in table)
+
+
+def test_a_network_is_made_wider_for_as_many_parameters(study, arguments, get_config, changed):
+    """Twice the channels are four times the parameters of a convolution; between 8 and 16 nothing is divided by 8."""
+    folder = arguments[2].partition('=')[2]
+    config = changed(get_config('video_digits', 'smoke').to_dict(), 'dataset.data_dir', folder)
+    number = study.parameters_of(config)
+    assert study.as_large(config, number)['network']['base_channels'] == 8
+    assert study.as_large(config, 4 * number)['network']['base_channels'] == 16
 
 
 def test_all_of_it_is_measured(table):
@@ -62,10 +71,20 @@ def test_tables_and_pictures(study, arguments, table, capsys):
     'argument, message',
     [
         ('--config=configs/digits.py:smoke', 'has no SpaceTimeUNet'),
-        ('--config=configs/video_shapes.py:smoke', 'measures no clips'),
+        ('--config=configs/video_shapes.py:smoke', 'has no SpaceTimeUNet'),
         ('--minutes=7', 'holds a study of another minutes'),
     ],
 )
 def test_refusals(study, arguments, table, argument, message):
     with pytest.raises(SystemExit, match=message):
         study.main([*arguments, argument])
+
+
+def test_clips_that_are_not_measured(study, arguments, tmp_path):
+    path = tmp_path / 'unmeasured.py'
+    path.write_text(
+        'from ml_collections import ConfigDict\n\n\ndef get_config(arg=""):\n    return ConfigDict('
+        '{"network": {"name": "SpaceTimeUNet"}, "evaluation": {"clip_features": ""}})\n'
+    )
+    with pytest.raises(SystemExit, match='measures no clips'):
+        study.main([*arguments, f'--config={path}'])
