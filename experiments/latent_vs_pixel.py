@@ -15,7 +15,6 @@ Into --out go report.md, rows.csv, costs.csv, samples.png (a line of pictures fo
 
 import argparse
 import copy
-import csv
 import itertools
 import json
 import math
@@ -31,7 +30,16 @@ import numpy as np
 from ablate import load_config
 from absl import logging as absl_logging
 from command_line import Stop
-from timed_training import call_flops, check_same_study, num_steps_for, of_length, train_whole, trained_seconds
+from timed_training import (
+    call_flops,
+    check_same_study,
+    num_steps_for,
+    of_length,
+    shown,
+    train_whole,
+    trained_seconds,
+    write_csv,
+)
 
 from diffjax.build import ConfigError, Experiment, build
 from diffjax.encoding import encoder_of
@@ -183,17 +191,6 @@ def encode_seconds(config: dict[str, Any], out: Path) -> float:
         encode(batch)
         taken.append(time.perf_counter() - began)
     return float(np.median(taken[1:])) * len(images) / size
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def shown(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: f'{value:.4g}' if isinstance(value, float) else value for key, value in row.items()}
 
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:

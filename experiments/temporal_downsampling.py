@@ -10,7 +10,6 @@ Into --out go report.md, rows.csv, figures.png, samples.png (a clip of each netw
 """
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -23,7 +22,16 @@ from absl import logging as absl_logging
 from command_line import Stop
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from timed_training import call_flops, check_same_study, num_steps_for, of_length, train_whole, trained_seconds
+from timed_training import (
+    call_flops,
+    check_same_study,
+    num_steps_for,
+    of_length,
+    shown,
+    train_whole,
+    trained_seconds,
+    write_csv,
+)
 
 from diffjax.build import ConfigError, Experiment, build
 from diffjax.evaluation.clips import contact_sheet
@@ -94,10 +102,10 @@ def row_of(way: str, config: dict[str, Any], seconds: float, folder: Path) -> di
 
 def plot(path: Path, table: list[dict[str, Any]]) -> None:
     """A panel for each figure, a bar for each network."""
-    shown = {name: title for name, title in PLOTTED.items() if all(row[name] is not None for row in table)}
-    figure = Figure(figsize=(3 * len(shown), 3), layout='constrained')
+    known = {name: title for name, title in PLOTTED.items() if all(row[name] is not None for row in table)}
+    figure = Figure(figsize=(3 * len(known), 3), layout='constrained')
     FigureCanvasAgg(figure)
-    for panel, (name, title) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
+    for panel, (name, title) in zip(figure.subplots(1, len(known), squeeze=False)[0], known.items()):
         bars = panel.bar([row['halved'].replace(' ', '\n') for row in table], [row[name] for row in table])
         panel.bar_label(bars, fmt='%.3g')
         panel.margins(y=0.15)
@@ -105,15 +113,8 @@ def plot(path: Path, table: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=100)
 
 
-def shown(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: f'{value:.4g}' if isinstance(value, float) else value for key, value in row.items()}
-
-
 def write(out: Path, table: list[dict[str, Any]], names: list[str], options: argparse.Namespace) -> None:
-    with open(out / 'rows.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(out / 'rows.csv', table)
     clips = np.concatenate([np.load(out / name / 'samples.npz')['arr_0'][:SHOWN] for name in names])
     contact_sheet(clips, np.arange(len(clips)), out / 'samples.png')
     plot(out / 'figures.png', table)

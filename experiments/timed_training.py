@@ -88,3 +88,15 @@ def call_flops(experiment: Experiment) -> int:
     x, t, label = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, label))
     return count_flops(jax.make_jaxpr(lambda p: model.apply(p, x, t, label))(params))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """For a report: numbers of four digits."""
+    return {key: f'{value:.4g}' if isinstance(value, float) else value for key, value in row.items()}

@@ -4,6 +4,7 @@ Each is a value that says which annotations of a dataset it needs, and a pure fu
 `data.open_source`) to `Answers`. What stands in `__all__` is what a config's `task.questions` can name.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -89,7 +90,7 @@ class Classes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Actors:
+class _Actors(ABC):
     """Clips of bodies that move, each of one of `num_kinds` kinds.
 
     Of each kind it is asked in every frame, by this frame alone, whether one is there: anywhere, in the left, right,
@@ -135,8 +136,9 @@ class _Actors:
         yes = jnp.concatenate([frames.reshape(len(kind), -1), clips.reshape(len(kind), -1)], -1)
         return Answers(yes.astype(jnp.float32), there.sum(-1, dtype=jnp.int32))
 
+    @abstractmethod
     def kinds(self, batch: PyTree) -> Array:
-        raise NotImplementedError
+        """[B, N], -1 for no body."""
 
 
 @dataclass(frozen=True, kw_only=True)
