@@ -6,6 +6,7 @@ the process that began the session.
 
 import contextlib
 import copy
+import gc
 import hashlib
 import os
 import runpy
@@ -23,6 +24,7 @@ if OWNER:
     os.environ['DIFFJAX_TESTS'] = tempfile.mkdtemp(prefix='diffjax-tests-')
 SESSION = Path(os.environ['DIFFJAX_TESTS'])
 ROOT = Path(__file__).parents[1]
+MAX_MAPS = 8_000
 
 os.environ |= {
     'JAX_PLATFORMS': 'cpu',
@@ -37,6 +39,18 @@ def pytest_unconfigure(config):
     del config
     if OWNER:
         shutil.rmtree(SESSION, ignore_errors=True)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def bounded_maps():
+    """Compiled programs are mapped into memory, and Linux gives a process 65,530 maps: none left is a crash."""
+    yield
+    maps = Path('/proc/self/maps')
+    if maps.exists() and len(maps.read_text().splitlines()) > MAX_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope='module')
