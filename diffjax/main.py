@@ -25,6 +25,7 @@ training.ema_snapshot_every_steps leaves snapshots, from which --mode=ema makes 
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> None:
     from diffjax.data import DatasetNotPrepared
     from diffjax.training.loop import NonFiniteError
 
+    keep_programs()
     jax.config.update('jax_traceback_filtering', 'tracebackhide')  # keeps JAX's frames, at which `_is_ours` looks
     try:
         modes = {
@@ -68,6 +70,25 @@ def main(argv: list[str]) -> None:
         if not _is_ours(error):
             raise
         fail(str(error))
+
+
+def keep_programs() -> None:
+    """Compiled programs outlive the process, so that a run that goes on does not compile again.
+
+    They stand in ~/.cache/diffjax/programs, or where JAX_COMPILATION_CACHE_DIR says ('': nowhere). Whoever can write
+    there can make this process run what they like, as with any cache of code: the folder is the user's own.
+    """
+    import jax
+
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ or jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'diffjax' / 'programs'
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        logging.warning('compiled programs are not kept: %s', error)
+        return
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _is_ours(error: Exception) -> bool:
@@ -142,13 +163,14 @@ def train_experiment(config, experiment, workdir: Path) -> bool:
     """Whether it came to its end: False after SIGTERM."""
     import jax
 
-    from diffjax.data import make_iterator
+    from diffjax.data import Prefetched, make_iterator
     from diffjax.kinds import kind_of
     from diffjax.restoring import sampling_params
     from diffjax.results import finished, summary_lines
     from diffjax.starting import imported_params
     from diffjax.training.loop import train
     from diffjax.training.posthoc_ema import is_reconstructed
+    from diffjax.training.sharding import batch_sharding
     from diffjax.workdir import write_config
 
     training = experiment.training
@@ -173,7 +195,8 @@ def train_experiment(config, experiment, workdir: Path) -> bool:
     )
     if params is not None:
         say(f'starting from the weights in {training.init_from}')
-    result = train(experiment.trainer(), iterator, workdir, params=params, announce=say)
+    batches = Prefetched(iterator, batch_sharding(experiment.mesh))
+    result = train(experiment.trainer(), batches, workdir, params=params, announce=say)
     if result.stopped:
         say(f'stopped by SIGTERM at step {result.step}, which is saved; the same command goes on from there')
         return False

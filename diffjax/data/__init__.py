@@ -6,7 +6,7 @@ batch = prepare(to_global(next(batches), sharding), key, flip=False)      # x0 i
 """
 
 from diffjax.data.encoded import EncodingSettings, write_encoded
-from diffjax.data.pipeline import make_iterator, read_all, to_global
+from diffjax.data.pipeline import Prefetched, make_iterator, read_all, to_global
 from diffjax.data.preparation import DatasetNotPrepared, UnknownDataset, prepare_dataset
 from diffjax.data.sources import CorruptExample, Source, blank_source, list_splits, open_source
 from diffjax.data.transforms import BYTE_WIDTH, FrameChoice, dequantize, from_uint8, prepare, to_uint8
@@ -17,6 +17,7 @@ __all__ = [
     'DatasetNotPrepared',
     'EncodingSettings',
     'FrameChoice',
+    'Prefetched',
     'Source',
     'UnknownDataset',
     'blank_source',

@@ -6,10 +6,12 @@ pieces in process order are the batch of one process, and the iterator's state, 
 same for every P. No example is dropped: a batch that meets the end of an epoch continues in the next.
 """
 
+import copy
 import functools
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -83,6 +85,42 @@ def _take(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> dict[str, np
 def to_global(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
     """Global arrays on the mesh from every process's piece of the batch.
 
-    `sharding` splits the leading axis; the global arrays are `[batch_size, ...]`.
+    `sharding` splits the leading axis; the global arrays are `[batch_size, ...]`. What is on the mesh already stays.
     """
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    return {
+        name: array if isinstance(array, jax.Array) else jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+class Prefetched:
+    """Batches on the mesh, one of them ahead (double buffering): it travels while the step before it computes.
+
+    A step is started without waiting for the one before, so that most copies overlap anyway. What this adds: after the
+    host has waited for the device, at a logged step or a checkpoint, the next batch is there.
+
+    `get_state` is the place behind the batch that was handed out last, whatever lies ahead, so that a run resumes with
+    the batch that it would have seen.
+    """
+
+    def __init__(self, iterator: 'grain.DatasetIterator', sharding: jax.sharding.Sharding, num_ahead: int = 1):
+        self._iterator, self._sharding, self._num_ahead = iterator, sharding, num_ahead
+        self._state, self._ahead = copy.deepcopy(iterator.get_state()), deque()  # (batch, the place behind it)
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        while len(self._ahead) <= self._num_ahead:
+            batch = to_global(next(self._iterator), self._sharding)
+            self._ahead.append((batch, copy.deepcopy(self._iterator.get_state())))
+        batch, self._state = self._ahead.popleft()
+        return batch
+
+    def get_state(self) -> Any:
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        self._iterator.set_state(state)
+        self._ahead.clear()
+        self._state = copy.deepcopy(state)
