@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
-WITH_DEFAULTS = 'network', 'dataset', 'sampler', 'first_stage', 'encoding'  # their keys need not all be written
+WITH_DEFAULTS = 'network', 'dataset', 'training', 'sampler', 'first_stage', 'encoding'  # keys may be left out
 OPEN = {'lock_config': False, 'accept_new_attributes': True}  # what is not known is refused here, and by `build`
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
 flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema', 'encode'], 'What to do.')
@@ -26,6 +26,7 @@ flags.DEFINE_integer('process_id', None, 'With --coordinator=host:port: number o
 
 
 def fail(message: str) -> None:
+flags.DEFINE_integer('heartbeat_timeout_seconds', 60, 'Of several processes: a silence after which one counts as dead.')
     """Ends the program with one line on stderr."""
     print(f'error: {" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)
@@ -73,7 +74,7 @@ def _values(argv: list[str], *names: str) -> dict[str, str | None]:
 
 
 def _stored_config(argv: list[str]) -> ConfigDict | None:
-    """The workdir's config, for a command that names none."""
+    """The workdir's config, for a command that names none. Ends the program where it cannot be read."""
     given = _values(argv, '--config', '--workdir')
     if given['--config'] is not None or not given['--workdir']:
         return None

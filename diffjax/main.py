@@ -50,26 +50,35 @@ def main(argv: list[str]) -> None:
     import jax
 
     from diffjax.data import DatasetNotPrepared
-    from diffjax.training.loop import NonFiniteError
+    from diffjax.training.disk import CannotWrite
+    from diffjax.training.nonfinite import NonFiniteError
+    from diffjax.training.processes import parting
 
     keep_programs()
     jax.config.update('jax_traceback_filtering', 'tracebackhide')  # keeps JAX's frames, at which `_is_ours` looks
-    try:
-        modes = {
-            'train': train_run,
-            'sample': sample_run,
-            'evaluate': evaluate_run,
-            'ema': ema_run,
-            'encode': encode_run,
-        }
-        modes[FLAGS.mode](Path(FLAGS.workdir))
-    except DatasetNotPrepared as error:
-        smoke = f'{config_argument() or "configs/digits.py"}:smoke'
-        fail(f'{error} To run the same experiment now, shrunk, on embedded data: --config={smoke}')
-    except (ValueError, FileNotFoundError, NonFiniteError) as error:
-        if not _is_ours(error):
-            raise
-        fail(str(error))
+    with parting():
+        try:
+            modes = {
+                'train': train_run,
+                'sample': sample_run,
+                'evaluate': evaluate_run,
+                'ema': ema_run,
+                'encode': encode_run,
+            }
+            modes[FLAGS.mode](Path(FLAGS.workdir))
+        except DatasetNotPrepared as error:
+            smoke = f'{config_argument() or "configs/digits.py"}:smoke'
+            fail(f'{error} To run the same experiment now, shrunk, on embedded data: --config={smoke}')
+        except (NonFiniteError, CannotWrite) as error:
+            fail(str(error))
+        except OSError as error:  # of a file, wherever it was raised: it is read-only, no folder, ...
+            if error.filename is None and not _is_ours(error):
+                raise
+            fail(str(error) if error.filename is None else f'{error.filename}: {error.strerror}')
+        except (ValueError, RuntimeError) as error:
+            if not _is_ours(error):
+                raise
+            fail(str(error))
 
 
 def keep_programs() -> None:
@@ -111,12 +120,9 @@ def start():
     """The experiment, after the processes have found each other and the workdir has been checked."""
     import jax
 
-    if FLAGS.coordinator == 'auto':
-        jax.distributed.initialize()
-    elif FLAGS.coordinator:
-        if jax.config.jax_platforms == 'cpu' or not jax.config.jax_cpu_collectives_implementation:
-            jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    from diffjax.training.processes import connect
+
+    connect(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.heartbeat_timeout_seconds)
     from diffjax.kinds import DENOISING, kind_of
     from diffjax.stages import open_latents, open_ready
     from diffjax.workdir import check_same_run
@@ -183,16 +189,16 @@ def train_experiment(config, experiment, workdir: Path) -> bool:
         )
         return True
     params = imported_params(config, experiment, workdir)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_config(workdir, config)
-    iterator = make_iterator(
+    iterator = make_iterator(  # before anything is written: examples may be damaged
         experiment.source,
         batch_size=training.batch_size,
         seed=experiment.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_config(workdir, config)
     if params is not None:
         say(f'starting from the weights in {training.init_from}')
     batches = Prefetched(iterator, batch_sharding(experiment.mesh))

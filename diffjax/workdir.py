@@ -20,6 +20,8 @@ FREE_KEYS = {  # likewise; `num_steps` so that a run can be made longer
         'init_from',
     ),
     'network': ('attention', 'remat'),  # the same function of the same parameters
+        'on_nan',
+        'max_skipped_in_a_row',
     'dataset': ('data_dir',),
     'first_stage': ('workdir', 'encoding', 'tile', 'overlap', 'batch_size'),
     'mesh': ('data', 'fsdp', 'sequence'),

@@ -25,9 +25,9 @@ MISTAKES = [
     (
         [DIGITS, '--workdir=W', '--config.training.batchsize=32'],
         [
-            "--config.training.batchsize: unknown key 'batchsize'",
+            "training: unknown key 'batchsize'",
             'did you mean batch_size?',
-            'valid in config.training',
+            'valid: num_steps, batch_size',
         ],
     ),
     ([DIGITS, '--workdir=W', '--config.seed.x=1'], ["unknown key 'x'", 'nothing, it is a value']),

@@ -34,8 +34,8 @@ OPTIONS = (
 )
 
 
-def start(workdir, *options):
-    environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
+def start(workdir, *options, **variables):
+    environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', **variables}
     words = [sys.executable, '-m', 'diffjax.main', DIGITS, f'--workdir={workdir}', *OPTIONS, *options]
     return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -171,31 +171,102 @@ def test_sigterm_saves_and_exits_with_zero(whole, tmp_path):
     assert rows(workdir) == rows(whole[0]) and same(final_state(workdir), final_state(whole[0]))
 
 
+GRACE_SECONDS = 20  # between SIGTERM and SIGKILL, on an idle machine; a busy one computes as many times slower
+SLOWNESS = float(os.environ.get('DIFFJAX_TESTS_SLOWNESS', 3))
+
+
+def said(process, text):
+    """Reads on until the process has said something."""
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f'it never said {text!r}: {process.stderr.read()[-3000:]}')
+
+
+def ends(process, code):
+    """(stdout, stderr) of a process that has to end by itself now, in time."""
+    out, err = process.communicate(timeout=GRACE_SECONDS * SLOWNESS)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def test_sigterm_at_any_stage(whole, tmp_path):
+    """While it compiles or measures a run ends at once, in a checkpoint after the save; nothing is lost."""
+    workdir = tmp_path / 'run'
+    checkpoints = workdir / 'checkpoints'
+    process = start(workdir, JAX_ENABLE_COMPILATION_CACHE='false')
+    said(process, 'FLOPs per step')  # what it says last before it compiles
+    process.send_signal(signal.SIGTERM)
+    ends(process, -signal.SIGTERM)
+    assert not (workdir / 'metrics.csv').exists() and not names_in(checkpoints)
+
+    process = start(workdir)
+    assert wait_for(process, lambda: any('tmp' in name for name in names_in(checkpoints)))
+    process.send_signal(signal.SIGTERM)
+    out, _ = ends(process, 0)
+    step = int(out.split('stopped by SIGTERM at step ')[1].split(',')[0])
+    assert str(step) in names_in(checkpoints) and not any('tmp' in name for name in names_in(checkpoints))
+
+    process = start(workdir)
+    said(process, 'drawing and measuring')
+    process.send_signal(signal.SIGTERM)
+    ends(process, -signal.SIGTERM)
+    assert not (workdir / 'figures.json').exists()
+
+    out, _ = finish(start(workdir))
+    assert f'all {STEPS} steps have been trained before' in out and (workdir / 'figures.json').exists()
+    assert rows(workdir) == rows(whole[0]) and same(final_state(workdir), final_state(whole[0]))
+    np.testing.assert_array_equal(*(np.load(folder / 'samples.npz')['arr_0'] for folder in (workdir, whole[0])))
+
+
+def start_pair(workdir, *options):
+    """Two processes of one device each, over which parameters are split."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    options += (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=2')
+    return [start(workdir, *options, f'--process_id={i}') for i in range(2)]
+
+
+def first_row(workdir):
+    return lambda: (workdir / 'metrics.csv').exists() and '\n5,' in (workdir / 'metrics.csv').read_text()
+
+
+@pytest.mark.parametrize('dead', [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_dead_process_ends_the_others(tmp_path, dead):
+    """In less than the time after which a silent one counts as dead, and with a word on why. 0 coordinates them."""
+    workdir = tmp_path / 'run'
+    pair = start_pair(workdir, '--config.training.num_steps=100000')
+    assert wait_for(pair[0], first_row(workdir))
+    pair[dead].kill()
+    began, other = time.monotonic(), pair[1 - dead]
+    try:
+        _, err = other.communicate(timeout=60 + 30 * SLOWNESS)
+    finally:
+        other.kill()
+        pair[dead].communicate()
+    print(f'{time.monotonic() - began:.1f} s:', err[-3000:])
+    assert other.returncode not in (0, -signal.SIGKILL)
+    lost = f'error: process {1 - dead} of 2 has lost another, which died or cannot be reached'
+    assert lost in err or 'another task died' in err  # our line, or the coordination service's
+
+
 def test_two_processes_train_as_one(whole, tmp_path):
     """Parameters split across both processes; stopped together by a signal to one of them, and gone on."""
     workdir, reference = tmp_path / 'run', tmp_path / 'reference.npz'
     np.savez(reference, np.random.default_rng(0).integers(0, 256, (25, 8, 8, 1), dtype=np.uint8))
+    measured = f'--config.evaluation.reference={reference}'
 
-    def pair():
-        with socket.socket() as free:
-            free.bind(('localhost', 0))
-            port = free.getsockname()[1]
-        options = (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=2')
-        options += (f'--config.evaluation.reference={reference}',)
-        return [start(workdir, *options, f'--process_id={i}') for i in range(2)]
-
-    first = pair()
-    assert wait_for(
-        first[0], lambda: (workdir / 'metrics.csv').exists() and '\n5,' in (workdir / 'metrics.csv').read_text()
-    )
+    first = start_pair(workdir, measured)
+    assert wait_for(first[0], first_row(workdir))
     first[1].send_signal(signal.SIGTERM)
     (out, _), (silent, quiet) = [finish(process) for process in first]
     step = int(out.split('stopped by SIGTERM at step ')[1].split(',')[0])
-    assert step % 5 == 0 and str(step) in names_in(workdir / 'checkpoints')  # they ask each other at rows
+    assert str(step) in names_in(workdir / 'checkpoints')
     assert 'device: 2 x cpu' in out and 'mesh: data 1 x fsdp 2' in out
     assert 'step ' not in silent and 'step ' not in quiet  # the second process writes nothing
 
-    (out, _), (silent, _) = [finish(process) for process in pair()]
+    (out, _), (silent, _) = [finish(process) for process in start_pair(workdir, measured)]
     assert f'going on from checkpoint {step}' in out and 'class accuracy' in out
     one, two = rows(whole[0]), rows(workdir)
     assert list(one) == list(two)

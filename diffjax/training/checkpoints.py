@@ -8,6 +8,7 @@ for each array travels to the host.
 
 import copy
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffjax.core.types import PyTree
+from diffjax.training.disk import refused, writing
 
 log = logging.getLogger('diffjax')
 
@@ -25,6 +27,7 @@ class Restored(NamedTuple):
     state: PyTree
     step: int
     notes: dict[str, Any]  # what was handed to `save` as notes
+    position: Any  # of the iterator
 
 
 def _words(a: jax.Array) -> jax.Array:
@@ -58,12 +61,31 @@ def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
+def sweep(folder) -> None:
+    """Removes what saves have left that were killed or met a full disk: it may be the very room that is missing."""
+    if jax.process_index() == 0:
+        for left in folder.glob('*.orbax-checkpoint-tmp*'):
+            left.rmtree()
+
+
+class _ToldOnce(logging.Filter):
+    """Drops Orbax's own account, of many lines, of an error that ends in `CannotWrite`."""
+
+    def filter(self, record):
+        return not (record.exc_info and refused(record.exc_info[1]))
+
+
+logging.getLogger('absl').addFilter(_ToldOnce())
+
+
 class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(self, folder: Path, keep: int = 3):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._saving = None  # the step of the save that nobody has waited for yet
+        self._whole = self._manager.latest_step()
 
     @property
     def latest(self) -> int | None:
@@ -72,28 +94,58 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, iterator, notes: dict[str, Any]) -> None:
         """Starts an asynchronous save; the state may be donated as soon as this returns.
 
-        Raises RuntimeError if nothing was written.
+        Raises RuntimeError if nothing was written, and CannotWrite if this save or the one before met a full disk.
         """
+        self.wait()
         sums = np.asarray(checksums(state)).tolist()
         # Copied, because Orbax writes later, when the caller has changed its notes and moved its iterator.
         check = copy.deepcopy({'checksums': sums, 'data': iterator.get_state(), 'notes': notes})
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                check=ocp.args.JsonSave(check),
-            ),
-        )
+        self._saving = step
+        with self._writing():
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    check=ocp.args.JsonSave(check),
+                ),
+            )
         if not saved:
             raise RuntimeError(f'the checkpoint of step {step} was not written: step {self.latest} is already there')
 
-    def restore_newest(self, abstract_state: PyTree, iterator=None) -> Restored | None:
-        """The newest checkpoint that is whole; None when there are none at all.
+    def check(self) -> None:
+        """Raises what the save under way has met, CannotWrite for a full disk. Waits for nothing."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
-        Moves `iterator`, if given, to where it was. A damaged checkpoint is passed over with a warning, and deleted
-        once an older one has been restored. Raises RuntimeError when none of those that are there can be used.
+    def wait(self) -> None:
+        """Until what has been saved is on disk. Raises what the save has met, CannotWrite for a full disk."""
+        if self._saving is None:
+            return
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._whole, self._saving = self._saving, None
+
+    @contextmanager
+    def _writing(self):
+        good = f'the last good checkpoint is step {self._whole}' if self._whole else 'there is no checkpoint yet'
+        then = f'{good}: make room and run the command again'
+        try:
+            with writing(f'the checkpoint of step {self._saving}', self._manager.directory, then):
+                yield
+        except BaseException:
+            self._saving = None  # told once: whoever closes is not told again
+            raise
+
+    def restore_newest(self, abstract_state: PyTree, iterator=None, *, before: int | None = None) -> Restored | None:
+        """The newest checkpoint that is whole, or the newest before a step; None when there are none at all.
+
+        Moves `iterator`, if given, to where it was. A damaged checkpoint is passed over with a warning. For whoever
+        goes on training, which an iterator tells, it is deleted once an older one has been restored, and so is what
+        unfinished saves have left. Raises RuntimeError when none of those that are there can be used.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        if iterator is not None:
+            sweep(self._manager.directory)
+        steps = sorted((step for step in self._manager.all_steps() if before is None or step < before), reverse=True)
         damaged = []
         for step in steps:
             try:
@@ -109,7 +161,10 @@ class Checkpoints:
             return restored
         if steps:
             reasons = '; '.join(f'{step}: {reason}' for step, reason in damaged)
-            raise RuntimeError(f'none of the checkpoints in {self._manager.directory} can be used ({reasons})')
+            raise RuntimeError(
+                f'none of the checkpoints in {self._manager.directory} can be used: they are damaged, or of another '
+                f"network than the config's ({reasons})"
+            )
         return None
 
     def _restore(self, step: int, abstract_state: PyTree, iterator) -> Restored:
@@ -124,9 +179,11 @@ class Checkpoints:
             raise ValueError(f'checksums differ for {", ".join(bad[:3])}{" ..." if len(bad) > 3 else ""}')
         if iterator is not None:
             iterator.set_state(got.check['data'])
-        return Restored(got.state, step, got.check['notes'])
+        return Restored(got.state, step, got.check['notes'], got.check['data'])
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save under way. Raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()

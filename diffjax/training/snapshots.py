@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffjax.core.types import PyTree
-from diffjax.training.checkpoints import checksums
+from diffjax.training.checkpoints import checksums, sweep
+from diffjax.training.disk import writing
 
 log = logging.getLogger('diffjax')
 
@@ -37,6 +38,7 @@ class Snapshots:
 
     def forget_after(self, step: int) -> None:
         """Deletes what a run wrote beyond the checkpoint from which it now goes on, to write it again."""
+        sweep(self._manager.directory)
         for later in self.steps:
             if later > step:
                 self._manager.delete(later)
@@ -47,7 +49,9 @@ class Snapshots:
             return
         items = {f'tree_{name}': ocp.args.StandardSave(tree) for name, tree in trees.items()}
         sums = {name: np.asarray(checksums(tree)).tolist() for name, tree in trees.items()}
-        if not self._manager.save(step, args=ocp.args.Composite(check=ocp.args.JsonSave(sums), **items)):
+        with self._writing(step):
+            saved = self._manager.save(step, args=ocp.args.Composite(check=ocp.args.JsonSave(sums), **items))
+        if not saved:
             raise RuntimeError(f'the snapshot of step {step} was not written: {self.folder} holds {self.steps}')
 
     def restore(self, step: int, name: str, abstract_tree: PyTree) -> PyTree:
@@ -66,8 +70,13 @@ class Snapshots:
         return got[item]
 
     def wait(self) -> None:
-        """Until what has been saved is on disk."""
-        self._manager.wait_until_finished()
+        """Until what has been saved is on disk. Raises CannotWrite."""
+        with self._writing(self.steps[-1] if self.steps else 0):
+            self._manager.wait_until_finished()
+
+    def _writing(self, step: int):
+        then = 'make room and run the command again: it goes on from the newest checkpoint'
+        return writing(f'the snapshot of step {step}', self.folder, then)
 
     def close(self) -> None:
         self.wait()

@@ -48,6 +48,23 @@ def make_step(
     return train_step
 
 
+def skipping(step: Callable) -> Callable:
+    """A step that leaves the state as it was where one of its metrics is not finite, and counts that as `skipped`.
+
+    Parameters, averages, optimiser and task state of that step are the old ones, the counts inside the optimiser too;
+    the number of the step alone goes on, so that the next one draws anew. On a mesh all devices choose the same,
+    because the metrics are those of the whole batch.
+    """
+
+    def guarded(state, frozen, batch):
+        new, metrics = step(state, frozen, batch)
+        finite = jnp.all(jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]))
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return kept._replace(step=new.step), {**metrics, 'skipped': 1 - finite.astype(jnp.int32)}
+
+    return guarded
+
+
 def accumulate(task: Task, num_microbatches: int, state: TrainState, frozen: PyTree, batch: PyTree, keys: Array):
     """(gradients, task_state, metrics) of the batch, averaged over microbatches that run one after the other."""
     if num_microbatches == 1:

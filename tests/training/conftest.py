@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 from diffjax.tasks import Task
-from diffjax.training import optimizers
+from diffjax.training import loop, optimizers
 from diffjax.training.loop import Settings, Trainer
 
 IN, OUT = 64, 32  # 2048 weights: enough to be split over fsdp
@@ -72,6 +72,12 @@ def batch():
 
 
 @pytest.fixture
+def batch_of():
+    """index -> batch number `index` of the stream, counted from 0."""
+    return lambda index: draw(index, 16)
+
+
+@pytest.fixture
 def make_mesh():
     """(data, fsdp) -> a mesh over the first devices."""
 
@@ -111,6 +117,24 @@ def trainer(task, make_mesh):
         )
 
     return make
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """(n, action): calls the action when the loop hands over the batch of its n-th step."""
+
+    def install(n, action):
+        calls, original = [], loop.to_global
+
+        def to_global(batch, sharding):
+            calls.append(None)
+            if len(calls) == n + 1:  # the first call only asks for shapes
+                action()
+            return original(batch, sharding)
+
+        monkeypatch.setattr(loop, 'to_global', to_global)
+
+    return install
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from diffjax.tasks import Task
-from diffjax.training import loop
 from diffjax.training.loop import NonFiniteError, Settings, train
 
 
@@ -65,24 +64,6 @@ def test_a_finished_run_does_not_train(trainer, stream, tmp_path, bits, compiles
     assert bits(again.state) == bits(first.state) and again.step == 6
     assert said == ['all 6 steps have been trained before'] and read(tmp_path) == before
     assert not any('train_step' in name for name in names)
-
-
-@pytest.fixture
-def before_step(monkeypatch):
-    """(n, action): calls the action when the loop hands over the batch of its n-th step."""
-
-    def install(n, action):
-        calls, original = [], loop.to_global
-
-        def to_global(batch, sharding):
-            calls.append(None)
-            if len(calls) == n + 1:  # the first call only asks for shapes
-                action()
-            return original(batch, sharding)
-
-        monkeypatch.setattr(loop, 'to_global', to_global)
-
-    return install
 
 
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason='signals reach the main thread')
