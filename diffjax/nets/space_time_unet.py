@@ -7,10 +7,12 @@ by itself, and modules over time stand between them. With N the normalisation of
     into a level with half as many frames             x <- (x + W * x) at every second frame                        (2)
     out of it                                         x <- u + W * u,    u = every frame of x twice                 (3)
     in the middle, among the frames of each pixel     x <- x + Attention(N(x)), with rotary positions               (4)
+    or there, among all pixels of all frames          x <- x + Attention(N(x));  x <- x + MLP(N(x))                 (5)
 
 (2) comes before the image network halves the pixels and (3) after it has doubled them, so that everything between runs
-on half as many frames. All W and the last layer of (4) start at zero: (1) and (4) are the identity, (2) and (3) pick
-and repeat frames, as in Lumiere. So `inflation.inflate` carries the parameters of a `UNet` in, name by name.
+on half as many frames. All W and the last layers of (4) and (5) start at zero: (1), (4) and (5) are the identity, (2)
+and (3) pick and repeat frames, as in Lumiere. (4) is Lumiere's; what moves far between the frames of the middle is at
+other pixels there, which (5) sees. So `inflation.inflate` carries the parameters of a `UNet` in, name by name.
 
 What an inflated network computes. The image network asks its coarse layers about each frame. Layers that run on half
 of the frames cannot answer for the other half, whatever the initialisation; so `phases` says which is wanted:
@@ -35,8 +37,8 @@ from flax import linen as nn
 
 from diffjax.core.types import Array, PyTree
 from diffjax.nets.conditions import FrameRateEmbedding, check_frequencies, split_frame_rate
-from diffjax.nets.layers import SelfAttention, check_choice, check_rank
-from diffjax.nets.rotary import turns
+from diffjax.nets.layers import FlatDense, SelfAttention, check_choice, check_rank
+from diffjax.nets.rotary import grid_positions, space_time_sizes, turns
 from diffjax.nets.unet import UNet
 from diffjax.nets.unet_blocks import ZEROS, GroupNorm, ResidualBlock, Style
 from diffjax.nets.unet_condition import Told
@@ -113,6 +115,32 @@ class TemporalAttention(nn.Module):
         return x + h.reshape(-1, shape[2], self.frames, channels).swapaxes(1, 2).reshape(x.shape)
 
 
+class SpaceTimeAttention(nn.Module):
+    """Equation (5): `x: [B frames, H, W, C]`, to the same. The MLP is twice as wide."""
+
+    num_heads: int
+    frames: int
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        style, (_, height, width, channels) = self.style, x.shape
+        by = turns(grid_positions(self.frames, height, width), space_time_sizes(channels // self.num_heads))
+
+        def tokens(x, name):
+            h = GroupNorm(style.num_groups, style.norm_epsilon, name=name)(x)
+            return h.reshape(-1, self.frames * height * width, channels)
+
+        attend = SelfAttention(self.num_heads, style.compute_dtype, style.attention, ZEROS, name='attention')
+        x = x + attend(tokens(x, 'norm'), tuple(map(jnp.asarray, by))).reshape(x.shape)
+        h = nn.silu(FlatDense(2 * channels, dtype=style.compute_dtype, name='mlp_in')(tokens(x, 'mlp_norm')))
+        h = FlatDense(channels, dtype=style.compute_dtype, kernel_init=ZEROS, name='mlp_out')(h)
+        return x + h.reshape(x.shape)
+
+
+ATTENTION = {'time': TemporalAttention, 'space_time': SpaceTimeAttention}
+
+
 class SpaceTimeUNet(UNet, kw_only=True):
     """The U-Net of clips: `x: [B, T, H, W, C], t: [B], cond -> [B, T, H, W, out_channels]`.
 
@@ -122,7 +150,8 @@ class SpaceTimeUNet(UNet, kw_only=True):
     temporal_downsampling   levels, from 1 on, into which frames are halved; () for none
     phases                  'one' or 'all': the frames that the coarse levels see, as above
     temporal_kernel         of all W, odd; 0 for no convolutions over time: frames are picked and repeated
-    temporal_attention      how many blocks (4) there are
+    temporal_attention      how many blocks (4), or (5), there are
+    attention_over          'time': (4); 'space_time': (5)
     frame_rate_frequencies  features of the frame rate, even; 0 for a network that knows none
 
     With () and 0 and 0 it makes each frame by itself: the frame-by-frame image model. Other fields: see `UNet`.
@@ -132,11 +161,13 @@ class SpaceTimeUNet(UNet, kw_only=True):
     phases: str = 'one'
     temporal_kernel: int = 3
     temporal_attention: int = 1
+    attention_over: str = 'time'
     frame_rate_frequencies: int = 0
 
     def __post_init__(self):
         self.temporal_downsampling = tuple(self.temporal_downsampling)
         check_choice('phases', self.phases, PHASES)
+        check_choice('attention_over', self.attention_over, tuple(ATTENTION))
         check_frequencies(self.frame_rate_frequencies)
         super().__post_init__()
         levels = len(self.channel_multipliers)
@@ -151,6 +182,9 @@ class SpaceTimeUNet(UNet, kw_only=True):
         size = self._widths[-1] // self._num_heads(levels - 1, self._widths[-1])
         if self.temporal_attention and size % 2:
             raise ValueError(f'rotary positions turn pairs of features; heads of the last level have {size}')
+        if self.temporal_attention and self.attention_over == 'space_time' and (size % 4 or size < 8):
+            wanted = 'heads of a multiple of 4 features, at least 8, to be turned by time, rows and columns'
+            raise ValueError(f"attention_over='space_time' needs {wanted}; those of the last level have {size}")
 
     def __call__(self, x: Array, t: Array, cond: PyTree = None, *, deterministic: bool = True) -> jax.Array:
         check_rank('SpaceTimeUNet', x, '[B, T, H, W, C]')
@@ -184,7 +218,7 @@ class SpaceTimeUNet(UNet, kw_only=True):
             h = self._attend(h, each, style, level, 'middle_attention', normalised=self.middle_attention != 'plain')
         h = self._over_time(h, told, style, level, 'middle_in_temporal')
         if told.frames > 1:
-            block, heads = self._remat(TemporalAttention), self._num_heads(level, width)
+            block, heads = self._remat(ATTENTION[self.attention_over]), self._num_heads(level, width)
             for i in range(self.temporal_attention):
                 h = block(heads, self._frames(told, level), style, name=f'middle_temporal_attention_{i}')(h)
         h = self._remat(ResidualBlock)(width, style, name='middle_out')(h, each.c)
