@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures('fast_compilation')
+pytestmark = pytest.mark.usefixtures('fast_compilation', 'one_device')
 MINUTES = 0.2
 
 

@@ -8,7 +8,17 @@ import pytest
 from diffjax.data import open_source
 from diffjax.data.moving_digits import moving_digits_dataset_builder
 
-pytestmark = pytest.mark.usefixtures('fast_compilation')
+pytestmark = pytest.mark.usefixtures('fast_compilation', 'one_device')
+
+SHORT = """
+import runpy
+
+def get_config(arg=''):
+    config = runpy.run_path('configs/video_digits.py')['get_config']('smoke')
+    config.dataset.num_frames = config.evaluation.num_samples = config.sampler.batch_size = 8
+    config.evaluation.noise_levels = config.sampler.num_steps = 1
+    return config
+"""
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +32,9 @@ def arguments(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving_digits_dataset_builder, 'NUM_EXAMPLES', {'train': 64, 'test': 16})
         open_source('moving_digits', 'train', data_dir=folder)
-    return ['--config=configs/video_digits.py:smoke', '--minutes=0.02', f'--data_dir={folder}', f'--out={folder}/out']
+    config = folder / 'short.py'
+    config.write_text(SHORT)
+    return [f'--config={config}', '--minutes=0.02', f'--data_dir={folder}', f'--out={folder}/out']
 
 
 @pytest.fixture(scope='module')
