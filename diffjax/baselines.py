@@ -28,7 +28,7 @@ from diffjax.components import check_keys, component, parse_component, section
 from diffjax.core.sampling import sample_keys
 from diffjax.core.types import PyTree
 from diffjax.data import Source
-from diffjax.learning import check_params
+from diffjax.learning import check_params, check_shapes
 from diffjax.nets import generative
 from diffjax.restoring import restore_params
 from diffjax.results import draw_samples, image_figures, write_results
@@ -38,6 +38,7 @@ from diffjax.tasks import Adversarial, Variational
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings
 from diffjax.training.sharding import batch_sharding, make_mesh, num_parts, replicated
+from diffjax.values import check_whole
 
 KEYS = ('seed', 'task')
 SECTIONS = ('dataset', 'network', 'optimizer', 'training', 'mesh', 'sampler', 'evaluation')
@@ -90,7 +91,7 @@ def build_baseline(config: Mapping[str, Any]) -> Baseline:
         )
     task, optimizer = _task(config, source, training.num_steps)
     baseline = Baseline(
-        seed=config['seed'],
+        seed=check_whole('seed', config['seed'], 0, 2**32 - 1),
         dataset=dataset,
         source=source,
         test=test,
@@ -105,7 +106,7 @@ def build_baseline(config: Mapping[str, Any]) -> Baseline:
         optimizer=optimizer,
     )
     baseline.comparison()  # checks itself
-    baseline.trainer().init(baseline.batch_spec)  # checks shapes
+    check_shapes(baseline)
     return baseline
 
 

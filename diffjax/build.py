@@ -31,7 +31,7 @@ from diffjax.evaluation.clip_spaces import ClipSpace
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
 from diffjax.latents import Latents, latent_shape
-from diffjax.learning import Learning
+from diffjax.learning import Learning, check_shapes
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
 from diffjax.tasks import Denoising
@@ -39,6 +39,7 @@ from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
 from diffjax.training.sharding import make_mesh, over_time
+from diffjax.values import check_kind, check_whole
 
 BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
 
@@ -238,6 +239,8 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
     """
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
     check_keys('the config', config, (*KEYS, *SECTIONS, 'first_stage'), required=KEYS + SECTIONS)
+    check_kind('label_drop', config['label_drop'], float)
+    check_kind('learned_variance', config['learned_variance'], bool)
     dataset = section(DatasetSettings, config, 'dataset')
     training = section(Settings, config | {'training': with_averages(config['training'])}, 'training')
     evaluation = section(EvaluationSettings, config, 'evaluation')
@@ -266,7 +269,7 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
     if latents is not None or source.kind == 'latent':
         check_latent_clips(source, dataset, told=told)
     experiment = Experiment(
-        seed=config['seed'],
+        seed=check_whole('seed', config['seed'], 0, 2**32 - 1),
         dataset=dataset,
         source=source,
         test=test,
@@ -284,16 +287,19 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
     experiment.plan(), experiment.guidance(), experiment.likelihood_trace()
     experiment.comparison(), experiment.clip_space()
     experiment.edit(), experiment.windows()
-    experiment.trainer().init(experiment.batch_spec)
+    check_shapes(experiment)
     return experiment
 
 
 def open_split(dataset: DatasetSettings, split: str, *, for_sampling: bool, annotations: Sequence[str] = ()) -> Source:
     data_dir = dataset.data_dir or None
     try:
-        return open_source(
+        source = open_source(
             dataset.name, split, data_dir=data_dir, resolution=dataset.resolution, annotations=annotations
         )
+        if not len(source):
+            raise ConfigError(f'dataset: the split {split!r} of {dataset.name!r} has no examples')
+        return source
     except DatasetNotPrepared:
         if not for_sampling:
             raise

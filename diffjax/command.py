@@ -2,12 +2,15 @@
 
 import difflib
 import importlib.util
-import json
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from diffjax.json_files import read_json
 
 FLAGS = flags.FLAGS
 WITH_DEFAULTS = 'network', 'dataset', 'training', 'sampler', 'first_stage', 'encoding'  # keys may be left out
@@ -23,10 +26,10 @@ flags.DEFINE_integer('step', None, 'ema: the step at which the averages end. Def
 flags.DEFINE_string('coordinator', '', 'Address host:port of process 0, or auto (TPU pods, Slurm). Empty: one process.')
 flags.DEFINE_integer('num_processes', None, 'With --coordinator=host:port: number of processes.')
 flags.DEFINE_integer('process_id', None, 'With --coordinator=host:port: number of this process.')
+flags.DEFINE_integer('heartbeat_timeout_seconds', 60, 'Of several processes: a silence after which one counts as dead.')
 
 
 def fail(message: str) -> None:
-flags.DEFINE_integer('heartbeat_timeout_seconds', 60, 'Of several processes: a silence after which one counts as dead.')
     """Ends the program with one line on stderr."""
     print(f'error: {" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)
@@ -44,12 +47,13 @@ def parse(argv: list[str]) -> list[str]:
         if unknown := _unknown_key(argv, stored):
             fail(unknown)
         rest = FLAGS(argv)
-        _ = FLAGS.config and FLAGS.config.to_dict()  # a file that did not load raises here
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        name = (_values(argv, '--config')['--config'] or '').partition(':')[0]
-        if name and not Path(name).exists():
+        if FLAGS.config is not None or _config_file(argv):
+            _check_plain(FLAGS.config)  # a file that did not load raises here
+    except (Exception, SystemExit) as error:  # a config file may raise anything
+        name = _config_file(argv)
+        if name and not Path(name).is_file():
             fail(f'--config={name}: there is no such file')
-        fail(_unknown_key(argv, stored) or _one_line(error))
+        fail(_unknown_key(argv, stored) or _in_file(name, error) or _one_line(error))
     if len(rest) > 1:
         fail(f'stray words on the command line: {" ".join(rest[1:])}; flags are written --name=value')
     return rest
@@ -73,26 +77,69 @@ def _values(argv: list[str], *names: str) -> dict[str, str | None]:
     return values
 
 
+def _config_file(argv: list[str]) -> str:
+    """FILE.py of --config=FILE.py:ARGUMENT, '' without one."""
+    return (_values(argv, '--config')['--config'] or '').partition(':')[0]
+
+
+def _check_plain(config: Any) -> None:
+    """Raises TypeError where a config is no ConfigDict of plain values under names."""
+    if not isinstance(config, ConfigDict):
+        raise TypeError(f'get_config returns a ml_collections.ConfigDict, got {config!r:.80}')
+
+    def check(values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise TypeError(f'the keys of a config are texts, got {key!r:.80}')
+            if isinstance(value, dict):
+                check(value)
+
+    check(config.to_dict())
+
+
+def _in_file(name: str, error: BaseException) -> str:
+    """What a config file has raised, and in which of its lines; '' for any other error."""
+    if isinstance(error, SyntaxError):
+        return f'--config={name} is no Python: {error.msg} (line {error.lineno})' if name else ''
+    if name and isinstance(error, AttributeError) and "attribute 'get_config'" in str(error):
+        return f'--config={name} has no function get_config'
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _same_file(frame.filename, name)]
+    if not name or isinstance(error, flags.Error | ValueError):  # which are words for a person
+        return ''
+    if not frames:
+        return f'--config={name}: {_one_line(error)}'
+    return f'--config={name}, line {frames[-1].lineno}: {type(error).__name__}: {error}'
+
+
+def _same_file(path: str, other: str) -> bool:
+    return bool(other) and Path(path).resolve() == Path(other).resolve()
+
+
 def _stored_config(argv: list[str]) -> ConfigDict | None:
     """The workdir's config, for a command that names none. Ends the program where it cannot be read."""
     given = _values(argv, '--config', '--workdir')
     if given['--config'] is not None or not given['--workdir']:
         return None
-    path = Path(given['--workdir']) / 'config.json'
-    return ConfigDict(json.loads(path.read_text())) if path.exists() else None
+    try:
+        stored = read_json(Path(given['--workdir']) / 'config.json')
+    except ValueError as error:
+        fail(str(error))
+    return None if stored is None else ConfigDict(stored)
 
 
 def _plain_config(argv: list[str]) -> ConfigDict | None:
     """The config file's own values, before the command line changes them. None if it gives none."""
-    path, _, argument = (_values(argv, '--config')['--config'] or '').partition(':')
+    path, argument = _config_file(argv), (_values(argv, '--config')['--config'] or '').partition(':')[2]
     spec = importlib.util.spec_from_file_location('plain_config', path) if path else None
     if spec is None:
         return None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*([argument] if argument else []))
-    except Exception:  # whatever the file raises has been caught once already, and is reported from there
+        config = module.get_config(*([argument] if argument else []))
+        _check_plain(config)
+        return config
+    except (Exception, SystemExit):  # whatever the file raises has been caught once already, and is reported from there
         return None
 
 

@@ -4,6 +4,9 @@ A component is written `'name'`, `'name:option=value,option=value'`, or `dict(na
 entry of a module's `__all__`; capitals and underscores do not matter. An option that is a schedule is written like a
 component itself, and a list of numbers is a grid. Whatever does not fit raises `ConfigError`, with the choices there
 are. Nothing that a user writes is executed.
+
+Values are held against the annotations of what they are given to: a word in a number's place, NaN, a fraction of a
+whole number, or less than one of what is counted is told here, where nothing else has told it better.
 """
 
 import ast
@@ -16,6 +19,7 @@ from typing import Any
 from diffjax.core import schedules
 from diffjax.core.schedules import Schedule
 from diffjax.settings import ConfigError
+from diffjax.values import mistake
 
 
 def component(module, spec: Any, where: str, *positional: str, **given: Any) -> Callable:
@@ -45,11 +49,21 @@ def component(module, spec: Any, where: str, *positional: str, **given: Any) -> 
 
     def make(*args):
         try:
-            return entry(*args, **options, **given)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f'{where} {name!r}: {error}') from error
+            made = entry(*args, **options, **given)
+        except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+            wrong = mistake(parameters, options, counted=True)
+            told = str(error) if wrong is None or _names(error, wrong) else wrong
+            raise ConfigError(f'{where} {name!r}: {told}') from error
+        if wrong := mistake(parameters, options, counted=True):
+            raise ConfigError(f'{where} {name!r}: {wrong}')
+        return made
 
     return make
+
+
+def _names(error: Exception, wrong: str) -> bool:
+    """Whether an error is a message of ours about the same option: Python's own name none."""
+    return isinstance(error, ValueError) and wrong.split()[0] in str(error)
 
 
 def parse_component(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
@@ -85,6 +99,8 @@ def section(make: Callable, config: Mapping[str, Any], name: str) -> Any:
     parameters = inspect.signature(make).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and not _has_factory(make, p.name)]
     check_keys(name, values, [p.name for p in parameters], required)
+    if wrong := mistake({p.name: p for p in parameters}, values):
+        raise ConfigError(f'{name}.{wrong}')
     return make(**values)
 
 
@@ -95,6 +111,8 @@ def _has_factory(make: Callable, name: str) -> bool:
 
 
 def check_keys(where: str, values: Mapping[str, Any], known, required=()) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f'{where} is a table of keys and values, got {values!r:.200}')
     for key in values:
         if key not in known:
             raise ConfigError(f'{where}: unknown key {key!r}{_suggest(key, known)}')

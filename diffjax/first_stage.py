@@ -37,7 +37,7 @@ from diffjax.evaluation.compression import as_bytes, jpeg_psnr, pca_psnr, psnr
 from diffjax.evaluation.pictures import sample_grid
 from diffjax.evaluation.report import write_report
 from diffjax.latents import latent_shape
-from diffjax.learning import HeldOut, HeldOutSettings, check_params
+from diffjax.learning import HeldOut, HeldOutSettings, check_params, check_shapes
 from diffjax.nets.autoencoder import Codes
 from diffjax.nets.recognizer import Recognizer, perceptual_distance
 from diffjax.results import loss_picture
@@ -46,6 +46,7 @@ from diffjax.tasks import Autoencoding
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings
 from diffjax.training.sharding import make_mesh, replicated
+from diffjax.values import check_whole
 from diffjax.weights import lpips, recognizer
 
 KEYS = ('seed', 'task')
@@ -84,7 +85,7 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
             'training.init_from needs task.codebook_decay = 0 here: running means of codes start from codes drawn anew'
         )
     experiment = FirstStage(
-        seed=config['seed'],
+        seed=check_whole('seed', config['seed'], 0, 2**32 - 1),
         dataset=dataset,
         source=source,
         test=test,
@@ -96,7 +97,7 @@ def build_first_stage(config: Mapping[str, Any]) -> FirstStage:
         optimizer=_optimizer(config, training.num_steps),
         frozen=frozen,
     )
-    experiment.trainer().init(experiment.batch_spec)  # checks shapes
+    check_shapes(experiment)
     return experiment
 
 

@@ -74,6 +74,15 @@ class HeldOut(Learning):
         return self.evaluation.params
 
 
+def check_shapes(experiment: Any) -> None:
+    """Traces the initial state. Raises ConfigError where these options make no network for these examples."""
+    try:
+        experiment.trainer().init(experiment.batch_spec)
+    except (TypeError, ArithmeticError, MemoryError) as error:  # of arrays that there cannot be
+        shape, reason = experiment.source.image_shape, (str(error).strip().splitlines() or [''])[0]
+        raise ConfigError(f'the network cannot be made for examples of {list(shape)}: {reason}') from error
+
+
 def check_params(where: str, name: str, averages: Mapping[str, Any]) -> None:
     """Raises ConfigError for parameters that training does not keep."""
     if name not in ('', 'raw', *averages):

@@ -15,7 +15,6 @@ compiler for CPUs makes: it computes bfloat16 in float32 and fuses otherwise, an
 TPUs) its scores are never in memory. Times are a roofline of datasheets, without the latency of each message.
 """
 
-import csv
 import inspect
 import json
 import math
@@ -136,8 +135,13 @@ def measured_rate(given: float | None, workdir: str | None, devices: list) -> fl
     log = Path(workdir or '') / 'metrics.csv'
     if given is not None or not workdir or len(devices) != 1 or not log.exists():
         return given
-    with open(log, newline='') as file:
-        rates = [float(row['steps_per_second']) for row in csv.DictReader(file)]
+    from diffjax.training.metrics import read_rows
+
+    rates = [row.get('steps_per_second') for row in read_rows(log)]
+    try:
+        rates = [float(rate) for rate in rates if rate]
+    except ValueError as error:
+        raise ValueError(f'{log} is damaged: its steps_per_second are no numbers') from error
     if not rates:
         raise ValueError(f'{log} has no rows with steps_per_second')
     return statistics.median(rates[1:] or rates)  # the first row has waited for the first batches

@@ -27,7 +27,7 @@ from diffjax.data.clips import MAX_ACTORS, NUM_FRAMES
 from diffjax.data.shapes.scenes import CLASSES, COLORS, HELD_OUT, MAX_OBJECTS, SHAPES, SIZES
 from diffjax.evaluation.pictures import captioned_grid
 from diffjax.evaluation.report import write_report
-from diffjax.learning import HeldOut, HeldOutSettings, check_params
+from diffjax.learning import HeldOut, HeldOutSettings, check_params, check_shapes
 from diffjax.results import loss_picture
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks import Recognition, questions
@@ -35,6 +35,7 @@ from diffjax.tasks.questions import Answers, Classes, Flights, Plays, Scenes
 from diffjax.training import optimizers
 from diffjax.training.loop import Settings
 from diffjax.training.sharding import make_mesh, replicated
+from diffjax.values import check_whole
 from diffjax.weights.recognizer import write_recognizer
 
 KEYS = ('seed', 'task')
@@ -94,7 +95,7 @@ def build_recognition(config: Mapping[str, Any]) -> RecognitionRun:
         raise ConfigError(f'network: {asked!r} wants a {"ClipRecognizer" if of_clips else "Recognizer"}')
     task = component(tasks.recognition, {'name': name, **options}, 'task', network=network, questions=answers)()
     run = RecognitionRun(
-        seed=config['seed'],
+        seed=check_whole('seed', config['seed'], 0, 2**32 - 1),
         dataset=dataset,
         source=source,
         test=test,
@@ -104,7 +105,7 @@ def build_recognition(config: Mapping[str, Any]) -> RecognitionRun:
         mesh=section(make_mesh, config, 'mesh'),
         optimizer=component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)(),
     )
-    run.trainer().init(run.batch_spec)  # checks shapes
+    check_shapes(run)
     return run
 
 

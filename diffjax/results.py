@@ -1,6 +1,5 @@
 """What a trained run leaves to look at: samples, figures and a report."""
 
-import csv
 import functools
 import json
 import math
@@ -29,7 +28,9 @@ from diffjax.evaluation.noise_levels import loss_by_noise_level
 from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.references import reference_figures
 from diffjax.evaluation.report import class_figures, evaluate_samples, write_report
+from diffjax.json_files import read_json
 from diffjax.run import drawing, labels_to_draw, to_output
+from diffjax.training.metrics import read_rows
 from diffjax.training.sharding import batch_sharding, num_parts, replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
@@ -37,8 +38,10 @@ HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
 
 def finished(workdir: str | os.PathLike, num_steps: int) -> bool:
     """Whether the figures of a run of this length are there."""
-    path = Path(workdir) / 'figures.json'
-    return path.exists() and json.loads(path.read_text())['step'] >= num_steps
+    figures = read_json(Path(workdir) / 'figures.json')
+    if figures is not None and not isinstance(figures.get('step'), int):
+        raise ValueError(f'{workdir}/figures.json is damaged: it has no step; remove it, and it is made anew')
+    return figures is not None and figures['step'] >= num_steps
 
 
 def save_samples(
@@ -296,12 +299,8 @@ def loss_picture(workdir: Path) -> dict[str, Path]:
 
 def loss_curve(workdir: Path) -> tuple[list[float], list[float]] | None:
     """(steps, losses) of metrics.csv; None without it."""
-    path = Path(workdir) / 'metrics.csv'
-    if not path.exists():
-        return None
-    with open(path, newline='') as file:
-        rows = list(csv.DictReader(file))
-    return [int(row['step']) for row in rows], [float(row['loss']) for row in rows]
+    rows = [row for row in read_rows(Path(workdir) / 'metrics.csv') if row.get('loss')]
+    return ([int(row['step']) for row in rows], [float(row['loss']) for row in rows]) if rows else None
 
 
 def _described(experiment: Experiment, figures: dict, seed: int) -> tuple[str, dict[str, Any]]:

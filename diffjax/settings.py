@@ -8,6 +8,7 @@ from typing import Any
 
 from diffjax.plan_files import is_plan_file
 
+MOST_STEPS = 100_000  # of a sampler: its plan is a table with a row for each call
 LONGEST_NAME = 160  # of a file, before its seed and ending; systems take 255
 
 
@@ -31,7 +32,9 @@ class DatasetSettings:
     image_fraction: float = 0.0  # of a batch: clips of which a single frame is learned, as an image
 
     def __post_init__(self):
-        _check_least(0, 'dataset', self, 'num_frames')
+        _check_least(0, 'dataset', self, 'num_frames', 'resolution', 'latent_scale')
+        if not self.split:
+            raise ConfigError("dataset.split names what is learned, such as 'train' or 'train[:90%]', got ''")
         strides = self.frame_strides
         if not isinstance(strides, Sequence) or not strides or not all(isinstance(s, int) and s > 0 for s in strides):
             raise ConfigError(f'dataset.frame_strides are whole numbers from 1 on, such as (1, 2); got {strides!r}')
@@ -81,6 +84,8 @@ class SamplerSettings:
 
     def __post_init__(self):
         _check_least(1, 'sampler', self, 'num_steps', 'batch_size')
+        if self.num_steps > MOST_STEPS:
+            raise ConfigError(f'sampler.num_steps is at most {MOST_STEPS}, got {self.num_steps}')
         _check_least(0, 'sampler', self, 'zero_init', 'threshold', 'frame_rate')
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ConfigError(

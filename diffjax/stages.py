@@ -24,13 +24,14 @@ from diffjax.data import DatasetNotPrepared, EncodingSettings, Source, UnknownDa
 from diffjax.encoding import FOLDER as LATENTS
 from diffjax.encoding import encode_dataset, encoder_of, encoder_record, on_process_0
 from diffjax.first_stage import FirstStage, build_first_stage
+from diffjax.json_files import read_json, write_json
 from diffjax.latents import FirstStageSettings, Latents, latent_shape, latents_name, moments
 from diffjax.nets import Autoencoder
 from diffjax.restoring import on_host, restore_params
 from diffjax.results import finished
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.training.sharding import make_mesh
-from diffjax.workdir import read_config, write_json
+from diffjax.workdir import read_config
 
 FOLDER = 'first_stage'  # in a workdir
 STANDARD = 'latent_moments.json'  # in the workdir of what learns in latents
@@ -115,6 +116,8 @@ def find(settings: FirstStageSettings, workdir: Path) -> Found:
     config = read_config(folder) if settings.workdir else settings.config
     if config is None:
         raise ConfigError(f'first_stage.workdir: {folder} holds neither a run nor imported weights')
+    if 'training' not in config:
+        raise ConfigError(f'first_stage.config is the config of an autoencoder, and lacks training: {list(config)}')
     trained = finished(folder, config['training']['num_steps'])
     if settings.workdir and not trained:
         raise ConfigError(f'first_stage.workdir: {folder} is not finished: train it first, by --workdir={folder}')
@@ -155,11 +158,9 @@ def _standard(found: Found, dataset: DatasetSettings, workdir: Path) -> tuple[An
         )
     if found.constants:
         return found.constants
-    path = workdir / STANDARD
-    if not path.exists():
+    if (known := read_json(workdir / STANDARD)) is None:
         return None
-    known = json.loads(path.read_text())
-    if known['encoder'] != _record(found):
+    if known.get('encoder') != _record(found):
         raise ConfigError(f'{workdir} learned in latents of another autoencoder than the one in {found.folder} now')
     return _from(known)
 

@@ -111,7 +111,7 @@ def study(config: dict[str, Any], name: str, workdir: Path) -> tuple[Model, Mode
     params = sampling_params(experiment, state)
     train_split, test = read_all(experiment.source), read_all(experiment.test)
     found = kind.measure(experiment, params, workdir, int(state.step), seed=seed, progress=False)
-    archive = np.load(workdir / 'samples.npz')
+    archive = np.load(workdir / 'samples.npz', allow_pickle=False)
     classify = fit_svc(train_split['image'], train_split['label'])
     data = shares(train_split['label'], experiment.source.num_classes)
 

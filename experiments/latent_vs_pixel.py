@@ -214,7 +214,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
             parts.append(fewer)
         for part in parts:
             table.append(figures_of(*part))
-            images = np.load(part[2] / 'samples.npz')['arr_0']
+            images = np.load(part[2] / 'samples.npz', allow_pickle=False)['arr_0']
             pictures.append(images[:SHOWN])
             print(f'  {part[0].name}: Frechet distance {table[-1]["frechet_distance"]:.4g}', flush=True)
     costs = cost_rows(config, build(config, latents=open_latents(config, out)).image_shape[0])

@@ -115,7 +115,7 @@ def plot(path: Path, table: list[dict[str, Any]]) -> None:
 
 def write(out: Path, table: list[dict[str, Any]], names: list[str], options: argparse.Namespace) -> None:
     write_csv(out / 'rows.csv', table)
-    clips = np.concatenate([np.load(out / name / 'samples.npz')['arr_0'][:SHOWN] for name in names])
+    clips = np.concatenate([np.load(out / name / 'samples.npz', allow_pickle=False)['arr_0'][:SHOWN] for name in names])
     contact_sheet(clips, np.arange(len(clips)), out / 'samples.png')
     plot(out / 'figures.png', table)
     whole = json.loads((out / names[0] / 'figures.json').read_text())

@@ -21,6 +21,8 @@ ROOMS = {
 TOP = (
     'plan_files',
     'settings',
+    'values',
+    'json_files',
     'components',
     'clips',
     'learning',

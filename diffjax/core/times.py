@@ -13,6 +13,7 @@ import numpy as np
 from jax.scipy.special import logit, ndtri
 from jax.scipy.stats import norm
 
+from diffjax.core.checks import check_number, check_whole
 from diffjax.core.schedules import Schedule
 from diffjax.core.types import Array
 
@@ -58,6 +59,9 @@ class Discrete(Times):
 
     num_timesteps: int = 1000
 
+    def __post_init__(self):
+        check_whole("discrete times' num_timesteps", self.num_timesteps)
+
     def sample(self, schedule, u):
         return (jnp.minimum(jnp.floor(u * self.num_timesteps), self.num_timesteps - 1) + 1) / self.num_timesteps
 
@@ -71,6 +75,9 @@ class LogitNormal(Times):
 
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self):
+        check_number("logit-normal times' std", self.std, inside=True)
 
     def sample(self, schedule, u):
         z = self.mean + self.std * ndtri(jnp.clip(u, EDGE, 1 - EDGE))
@@ -88,6 +95,9 @@ class LogNormalSigma(Times):
     mean: float = -1.2
     std: float = 1.2
 
+    def __post_init__(self):
+        check_number("log-normal times' std", self.std, inside=True)
+
     def sample(self, schedule, u):
         return schedule.t_of_logsnr(-2 * (self.mean + self.std * ndtri(jnp.clip(u, EDGE, 1 - EDGE))))
 
@@ -101,6 +111,10 @@ class UniformLogSNR(Times):
 
     low: float = -10.0
     high: float = 10.0
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise ValueError(f'log-SNRs need low < high, got low = {self.low}, high = {self.high}')
 
     def _width(self, schedule):
         return self.high - max(self.low, float(schedule.logsnr(np.float64(1.0))))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffjax.core.checks import check_number
 from diffjax.core.types import Array
 
 __all__ = ['edm', 'elbo', 'eps', 'min_snr', 'sigmoid', 'target', 'truncated_snr', 'v', 'x0']
@@ -55,11 +56,13 @@ def truncated_snr(level: Level) -> Array:
 
 def min_snr(level: Level, *, gamma: float = 5.0) -> Array:
     """min(SNR, gamma) on the x0 error (Hang et al. 2023, Eq. 8)."""
+    check_number("min_snr's gamma", gamma, inside=True)
     return jnp.minimum(0.0, jnp.log(gamma) - level.logsnr)
 
 
 def edm(level: Level, *, sigma_data: float = 0.5) -> Array:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on the x0 error (Karras et al. 2022, Table 1)."""
+    check_number("edm's sigma_data", sigma_data, inside=True)
     return jnp.logaddexp(0.0, -level.logsnr - 2 * jnp.log(sigma_data))
 
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'Prepared: {prepare_dataset(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir)}')
         _describe(args.name, args.data_dir)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
     return 0
 

@@ -12,11 +12,13 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffjax.data.images import decode, encode
+from diffjax.data.metadata import check_metadata
 from diffjax.data.preparation import (
     EMBEDDED,
     LATENTS,
@@ -35,7 +37,7 @@ DELIVERED = (*(name for names in KINDS.values() for name in names), 'label')  # 
 
 
 class CorruptExample(ValueError):
-    """An image of a dataset that cannot be decoded. The message names the example."""
+    """An example of a dataset that cannot be read. The message names it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +73,20 @@ class Source:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._example(self.records[index], index)
+        return self._example(*self._records([index]), index)
+
+    def _records(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Those on disk. Raises `CorruptExample` where their file cannot be read."""
+        try:
+            return [self.records[indices[0]]] if len(indices) == 1 else self.records.__getitems__(indices)
+        except (RuntimeError, KeyError) as error:  # of array_record: no such file, or its checksums differ; of TFDS
+            raise CorruptExample(
+                f'Example {indices[0]} of {self.name!r}, split {self.split!r}, cannot be read: {error}'
+            ) from error
 
     def record_and_pixels(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
         """Example `index` as it is on disk, and its image or clip, uint8. Raises `CorruptExample`."""
-        record = self.records[index]
+        (record,) = self._records([index])
         return record, self._example(record, index)[self.kind]
 
     def _example(self, record: dict[str, Any], index: int) -> dict[str, np.ndarray]:
@@ -92,12 +103,17 @@ class Source:
             example = {'mean': record['mean'], 'std': record['std']}
         if self.num_classes:
             example['label'] = np.asarray(record['label'], np.int32)
+            if not 0 <= example['label'] < self.num_classes:
+                raise CorruptExample(
+                    f'The label of example {index} of {self.name!r}, split {self.split!r}, is {example["label"]}, and '
+                    f'its {self.num_classes} classes are 0 to {self.num_classes - 1}'
+                )
         return example | {name: read(record[name]) for name, read in self.annotations.items()}
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples at the given indices, at least one, read from disk and stacked: a dict of arrays `[n, ...]`."""
         indices = [int(i) for i in indices]
-        examples = [self._example(record, i) for i, record in zip(indices, self.records.__getitems__(indices))]
+        examples = [self._example(record, i) for i, record in zip(indices, self._records(indices))]
         return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
     @functools.cached_property
@@ -136,10 +152,16 @@ def _find_builder(name: str, data_dir: str | os.PathLike | None):
     import tensorflow_datasets as tfds
 
     base, root = base_name(name), resolve_data_dir(data_dir)
+    check_metadata(root, base)
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError):
         pass
+    except Exception as error:  # TFDS, protobuf and JSON raise their own, all of which mean the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f'The dataset {name!r} in {root / base} is damaged: {reason} Remove it, and prepare it anew.'
+        ) from error
     if name in EMBEDDED:
         return tfds.builder_from_directory(prepare_quietly(name, root))
     missing = explain_missing(name, data_dir)
@@ -209,6 +231,21 @@ def list_splits(name: str, *, data_dir: str | os.PathLike | None = None) -> dict
     return {split: info.num_examples for split, info in splits.items()}
 
 
+def _num_examples(builder, name: str, split: str) -> int:
+    """Of a split or a slice of it. Raises ValueError for what is neither."""
+    try:
+        info = builder.info.splits[split]
+        files = [Path(each.filename) for each in info.file_instructions] if info.num_examples else []
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f'{name!r} has no split {split!r}; its splits are {sorted(builder.info.splits)}, of which parts are '
+            'written train[:90%]'
+        ) from error
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f'{name!r}, split {split!r}: {missing[0]} is not there, one of its files. Prepare it anew.')
+    return info.num_examples
+
+
 def open_source(
     name: str,
     split: str,
@@ -237,13 +274,14 @@ def open_source(
     builder = _find_builder(name, data_dir)
     if split.isidentifier() and split not in builder.info.splits:
         raise ValueError(f'{name!r} has no split {split!r}; its splits are {sorted(builder.info.splits)}.')
+    length = _num_examples(builder, name, split)
     features = dict(builder.info.features.items())
     facts = _facts(name, features, resolution)
     readers, num_bytes = _annotations(name, features, annotations)
     pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     decoders = {key: tfds.decode.SkipDecoding() for key in pictures} or None
     try:
-        records = builder.as_data_source(split=split, decoders=decoders)
+        records = builder.as_data_source(split=split, decoders=decoders) if length else ()
     except NotImplementedError as error:
         raise DatasetNotPrepared(
             f'The dataset {name!r} in {builder.data_dir} is not array_record: remove it, or give another data_dir, '

@@ -165,4 +165,4 @@ def _from_all(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     data = np.frombuffer(buffer.getbuffer(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
     rows = multihost_utils.process_allgather(np.pad(data, (0, sizes.max() - len(data))))
-    return [dict(np.load(io.BytesIO(row[:size].tobytes()))) for row, size in zip(rows, sizes)]
+    return [dict(np.load(io.BytesIO(row[:size].tobytes()), allow_pickle=False)) for row, size in zip(rows, sizes)]

@@ -73,6 +73,9 @@ def check_style(style: BlockStyle, hidden_size: int) -> None:
     check_choice('norm', style.norm, NORMS)
     check_choice('mlp', style.mlp, MLPS)
     check_choice('conditioning', style.conditioning, CONDITIONINGS)
+    for name, value in (('hidden_size', hidden_size), ('num_heads', style.num_heads), ('mlp_ratio', style.mlp_ratio)):
+        if not value > 0:
+            raise ValueError(f'{name} must be above 0, got {value}')
     for divisor, reason in ((style.num_heads, 'num_heads'), (4, 'two-dimensional positions need it')):
         if hidden_size % divisor:
             right = divisor * max(1, round(hidden_size / divisor))

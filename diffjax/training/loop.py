@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -60,10 +61,13 @@ class Settings:
     max_skipped_in_a_row: int = 10
 
     def __post_init__(self):
-        for name in ('num_steps', 'batch_size', 'num_microbatches', 'log_every_steps', 'checkpoint_every_steps'):
+        steps = 'num_steps', 'log_every_steps', 'checkpoint_every_steps'
+        for name in (*steps, 'batch_size', 'num_microbatches', 'keep_checkpoints'):
             if getattr(self, name) < 1:
                 raise ValueError(f'training.{name} must be at least 1, got {getattr(self, name)}')
         for name, decay in self.ema.items():
+            if not re.fullmatch(r'\w+', name) or name == 'raw':
+                raise ValueError(f"training.ema: averages are called by a word that is not 'raw', got {name!r}")
             if not isinstance(decay, Average) and not 0 < decay < 1:
                 raise ValueError(f'training.ema.{name} is a decay between 0 and 1, got {decay}')
         if self.on_nan not in ('stop', 'skip'):

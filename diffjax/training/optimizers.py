@@ -1,5 +1,7 @@
 """Optimisers and learning-rate schedules, put together from optax."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +26,7 @@ def learning_rate_schedule(
     if decay not in DECAYS:
         raise ValueError(f'decay is one of {", ".join(DECAYS)}; got {decay!r}')
     if not 0 <= warmup_steps < num_steps:
-        raise ValueError(f'warmup_steps = {warmup_steps} must be below num_steps = {num_steps}')
+        raise ValueError(f'warmup_steps = {warmup_steps} must be below num_steps = {num_steps}, and 0 or more')
     if reference_steps and (decay != 'rsqrt' or reference_steps < warmup_steps):
         raise ValueError(
             f'reference_steps = {reference_steps} is for decay rsqrt and not below warmup_steps = {warmup_steps}; '
@@ -47,7 +49,17 @@ def is_matrix(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
+def _check(**options: float) -> None:
+    """Raises ValueError for an option that would turn, blow up or stop the descent; momenta are below 1."""
+    for name, value in options.items():
+        most = 1.0 if name in ('b1', 'b2', 'momentum') else math.inf
+        if not 0 <= value < most:
+            raise ValueError(f'{name} is a number from 0 on{f" and below {most:g}" if most == 1 else ""}, got {value}')
+
+
 def _chain(clip_norm: float | None, *parts: optax.GradientTransformation) -> optax.GradientTransformation:
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f'clip_norm is a number above 0, or None for no clipping, got {clip_norm}')
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     return optax.chain(*clip, *parts)
 
@@ -66,6 +78,7 @@ def adamw(
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; kernels alone are decayed."""
+    _check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=is_matrix))
 
@@ -90,6 +103,8 @@ def muon(
     A kernel, its last axis against all others, is moved along the orthogonal matrix nearest to its averaged gradient,
     with entries of root mean square `rms` (Liu et al. 2025, arXiv:2502.16982, section 2.2), as Adam's updates have.
     """
+    _check(learning_rate=learning_rate, adam_learning_rate=adam_learning_rate, momentum=momentum, b1=b1, b2=b2)
+    _check(rms=rms, weight_decay=weight_decay)
     rates = [
         learning_rate_schedule(peak, decay, warmup_steps, num_steps, reference_steps)
         for peak in (learning_rate, adam_learning_rate)
@@ -127,6 +142,7 @@ def adam(
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) after clipping by the global norm."""
+    _check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
     schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.adam(schedule, b1, b2, eps))
 
@@ -142,5 +158,6 @@ def sgd(
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent with momentum after clipping by the global norm."""
+    _check(learning_rate=learning_rate, momentum=momentum)
     schedule = learning_rate_schedule(learning_rate, decay, warmup_steps, num_steps, reference_steps)
     return _chain(clip_norm, optax.sgd(schedule, momentum))

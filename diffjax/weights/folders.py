@@ -41,6 +41,20 @@ def check_absent(out: str | os.PathLike) -> None:
         raise WeightsError(f'{out} is there already; give another --out, or remove it first')
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises WeightsError where a file of a folder is a link that leads out of it.
+
+    The cache of Hugging Face is one folder: its snapshots/REVISION link to the blobs beside them.
+    """
+    try:
+        real, home = path.resolve(strict=False), folder.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise WeightsError(f'{path}: a link that leads nowhere') from error
+    snapshots = [parent for parent in (home, *home.parents) if parent.name == 'snapshots'][:1]
+    if not any(real.is_relative_to(home) for home in (home, *(parent.parent / 'blobs' for parent in snapshots))):
+        raise WeightsError(f'{path}: a link that leads out of its folder, to {real}; copy that into the folder')
+
+
 def _prefix(out: Path) -> str:
     return f'.{out.name}.part-'
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffjax.weights import dit
 from diffjax.weights.architecture import Architecture, WeightsError
+from diffjax.weights.folders import check_inside
 from diffjax.weights.registry import ARCHITECTURES, OLDER_ATTENTION, OLDER_NAMES
 from diffjax.weights.tensors import Spec, TensorFile, read_json
 
@@ -70,9 +71,11 @@ def _open_folder(path: Path, variant: str) -> Source:
             return _open_pipeline(path, variant)
         lone = sorted(path.glob('*.safetensors'))
         if len(lone) == 1:
+            check_inside(lone[0], path)
             return _open_lone_file(lone[0])
         _refuse_pickles(path)
         raise WeightsError(f'{path}: there is no config.json in it, so what its weights are cannot be told')
+    check_inside(path / 'config.json', path)
     config = read_json(path / 'config.json')
     architecture = recognise(config, path)
     files, tensors = _open_tensors(path, variant)
@@ -95,6 +98,7 @@ def _open_pipeline(path: Path, variant: str) -> Source:
     if len(parts) != 1:
         found = ' and '.join(parts) or 'none'
         raise WeightsError(f'{path}: a pipeline, of which one of {", ".join(PARTS)} would be taken; it has {found}')
+    check_inside(path / parts[0], path)
     return _open_folder(path / parts[0], variant)
 
 
@@ -129,13 +133,16 @@ def _open_tensors(path: Path, variant: str) -> tuple[tuple[str, ...], dict[str, 
     for base in BASES:
         lone = path / f'{base}{suffix}.safetensors'
         if lone.is_file():
+            check_inside(lone, path)
             file = TensorFile(lone)
             return (lone.name,), dict.fromkeys(file, file)
         index = path / f'{base}.safetensors.index{suffix}.json'
         if index.is_file():
+            check_inside(index, path)
             return _open_index(index)
     found = sorted(file.name for file in path.glob('*.safetensors'))
     if len(found) == 1 and not variant:
+        check_inside(path / found[0], path)
         file = TensorFile(path / found[0])
         return (found[0],), dict.fromkeys(file, file)
     if found:
@@ -155,6 +162,8 @@ def _open_index(index: Path) -> tuple[tuple[str, ...], dict[str, TensorFile]]:
         plain = name.isprintable() and not {'/', '\\', ':'} & set(name) and name.endswith('.safetensors')
         if not plain or len(name) > 255:
             raise WeightsError(f'{index}: {name[:80]!r} is no name of a .safetensors file beside it')
+    for name in names:
+        check_inside(index.parent / name, index.parent)
     if lacking := [name for name in names if not (index.parent / name).is_file()]:
         shown = ', '.join(lacking[:8])
         raise WeightsError(f'{index}: {len(lacking)} of the {len(names)} files it names are missing: {shown}')

@@ -10,6 +10,7 @@ written and read one after the other, so that memory holds about one of them.
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,11 +21,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from diffjax import nets
 from diffjax.core.types import PyTree
 from diffjax.weights.architecture import INPUT, WeightsError
-from diffjax.weights.engine import Deferred, import_leaves, nested
-from diffjax.weights.folders import appearing, check_absent
+from diffjax.weights.engine import Deferred, build_network, import_leaves, nested
+from diffjax.weights.folders import appearing, check_absent, check_inside
+from diffjax.weights.registry import ARCHITECTURES
 from diffjax.weights.sources import Source, open_source
 from diffjax.weights.tensors import CODES, DTYPES, Spec, read_json
 
@@ -142,12 +143,14 @@ def load(folder: str | os.PathLike) -> Weights:
     record = read_record(folder)
     leaves = StoredLeaves(folder, record)
     options = {key: value for key, value in record['network'].items() if key != 'name'}
-    return Weights(getattr(nets, record['network']['name'])(**options), nested(dict(leaves.items())), record)
+    network = build_network(ARCHITECTURES[record['class_name']], options)
+    return Weights(network, nested(dict(leaves.items())), record)
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
     """network.json, verified."""
     path = Path(folder) / 'network.json'
+    check_inside(path, Path(folder))
     if not path.is_file():
         raise WeightsError(f'{folder}: no network.json in it; python -m diffjax.weights import writes such folders')
     record = read_json(path)
@@ -155,7 +158,47 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
         raise WeightsError(f'{path}: it has the keys {", ".join(map(repr, record))[:200]} instead of {", ".join(KEYS)}')
     if record['sha256'] != _digest_record(record):
         raise WeightsError(f'{path}: it has been changed since it was written, or is damaged')
+    for key, holds in CONTENTS.items():
+        if not holds(record):
+            raise WeightsError(f'{path}: {key} is {str(record[key])[:80]}, and not what import writes there')
     return record
+
+
+def _is_parameter(path: str, known: Any) -> bool:
+    """Whether a parameter has a name that stays in its folder, and a shape, dtype and digest."""
+    return (
+        re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', path) is not None
+        and isinstance(known, dict)
+        and isinstance(known.get('shape'), list)
+        and all(type(size) is int and 0 <= size < 2**62 for size in known['shape'])
+        and isinstance(known.get('dtype'), str)
+        and known['dtype'] in DTYPES
+        and isinstance(known.get('sha256'), str)
+    )
+
+
+def _is_dtypes(dtypes: Any) -> bool:
+    return (
+        isinstance(dtypes, dict)
+        and isinstance(dtypes.get('others'), dict)
+        and all(code in CODES.values() for code in (dtypes.get('most'), *dtypes['others'].values()))
+    )
+
+
+CONTENTS = {  # of network.json: key -> whether it holds what it should; in this order
+    'class_name': lambda record: isinstance(record['class_name'], str) and record['class_name'] in ARCHITECTURES,
+    'network': lambda record: (
+        isinstance(record['network'], dict)
+        and record['network'].get('name') == ARCHITECTURES[record['class_name']].network
+    ),
+    'input': lambda record: isinstance(record['input'], dict),
+    'source': lambda record: isinstance(record['source'], dict) and isinstance(record['source'].get('path'), str),
+    'dtypes': lambda record: _is_dtypes(record['dtypes']),
+    'parameters': lambda record: (
+        isinstance(record['parameters'], dict)
+        and all(_is_parameter(path, known) for path, known in record['parameters'].items())
+    ),
+}
 
 
 class StoredLeaves(Mapping):
@@ -169,13 +212,19 @@ class StoredLeaves(Mapping):
 
     def __getitem__(self, path: str) -> np.ndarray:
         known = self._parameters[path]
-        place = {'driver': 'file', 'path': str(self._folder / path.replace('/', '.'))}
+        folder = self._folder / path.replace('/', '.')
+        check_inside(folder, self._folder)
+        place = {'driver': 'file', 'path': str(folder)}
         try:
-            a = tensorstore.open({'driver': 'zarr', 'kvstore': place}, open=True).result().read().result()
+            stored = tensorstore.open({'driver': 'zarr', 'kvstore': place}, open=True).result()
+            _check_stored(stored, known, f'{self._folder}: {path} is damaged: it is not what was written')
+            a = stored.read().result()
+        except WeightsError:
+            raise
         except (ValueError, OSError) as error:
             reason = ' '.join(str(error).split())[:200]
             raise WeightsError(f'{self._folder}: {path} cannot be read ({reason})') from error
-        if a.shape != tuple(known['shape']) or a.dtype != DTYPES[known['dtype']] or _digest(a) != known['sha256']:
+        if a.dtype != DTYPES[known['dtype']] or _digest(a) != known['sha256']:
             raise WeightsError(f'{self._folder}: {path} is damaged: it is not what was written')
         return a
 
@@ -184,6 +233,17 @@ class StoredLeaves(Mapping):
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+
+def _check_stored(stored: Any, known: Mapping[str, Any], message: str) -> None:
+    """Raises WeightsError for another array than was written: before memory is asked for, whose lack ends the process.
+
+    stored: a `tensorstore.TensorStore`.
+    """
+    chunks = stored.chunk_layout.read_chunk.shape or ()
+    fits = stored.shape == tuple(known['shape']) and stored.dtype.numpy_dtype == DTYPES[known['dtype']]
+    if not fits or any(chunk > max(size, 1) for chunk, size in zip(chunks, stored.shape)):
+        raise WeightsError(message)
 
 
 def _digest(a: np.ndarray) -> str:

@@ -96,9 +96,9 @@ class TensorFile(Mapping):
     def _parse(self, header: bytes, size: int) -> dict[str, tuple[Spec, int]]:
         """Name -> (spec, where its bytes begin), in the order of the data."""
         try:
-            entries = json.loads(header)
+            entries = json.loads(header, object_pairs_hook=_table)
         except JSON_ERRORS as error:
-            raise self._wrong('its header is no JSON: it is damaged, or no safetensors file') from error
+            raise self._wrong('its header is no JSON, or has a name twice: damaged, or no safetensors file') from error
         if not isinstance(entries, dict):
             raise self._wrong('its header is no table of tensors')
         self.metadata = entries.pop('__metadata__', None) or {}
@@ -171,16 +171,24 @@ class TensorWriter:
         self._file.write(a.reshape(-1).view(np.uint8).data)
 
 
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of JSON. Raises ValueError for a key that stands there twice: which one is meant?"""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError('a key stands there twice')
+    return table
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file whose top is a table. Raises WeightsError for anything else."""
     try:
         if path.stat().st_size > HEADER_LIMIT:
             raise WeightsError(f'{path}: too long for a file of settings')
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=_table)
     except OSError as error:
         raise WeightsError(f'{path}: {error.strerror or "it cannot be read"}') from error
     except JSON_ERRORS as error:
-        raise WeightsError(f'{path}: it is no JSON') from error
+        raise WeightsError(f'{path}: it is no JSON, or has a name twice') from error
     if not isinstance(content, dict):
         raise WeightsError(f'{path}: it holds no table of settings')
     return content

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from diffjax.core.checks import check_number
 from diffjax.core.schedules.schedule import TINY, Schedule, namespace, sigmoid
 from diffjax.core.types import Array
 
@@ -173,6 +174,10 @@ class VP(Schedule):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self):
+        check_number('beta_min', self.beta_min)
+        check_number('beta_max', self.beta_max, self.beta_min)
 
     def _beta(self, t):
         return self.beta_min + t * (self.beta_max - self.beta_min)

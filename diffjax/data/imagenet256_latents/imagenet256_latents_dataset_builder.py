@@ -28,7 +28,7 @@ INSTRUCTIONS = (
 
 def read_shard(path: Path, shape: tuple[int, int, int] = LATENT_SHAPE) -> dict[str, np.ndarray]:
     """The arrays `mean`, `std` and `label` of one shard. Raises ValueError, naming the file, if they do not fit."""
-    with np.load(path) as shard:
+    with np.load(path, allow_pickle=False) as shard:
         missing = {'mean', 'std', 'label'} - set(shard.files)
         if missing:
             raise ValueError(f'{path}: array {", ".join(sorted(missing))} is missing; it has {shard.files}.')
