@@ -104,7 +104,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'ema': {'ema': 0.999},
                 'init_from': '',
             },
-            'mesh': {'data': -1, 'fsdp': 1},
+            'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': ()},
             'sampler': {
                 'solver': 'heun:coordinate=t',
                 'grid': 'uniform',

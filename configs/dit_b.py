@@ -104,7 +104,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 **recipe.get('training', {}),
             },
             'first_stage': {'workdir': ''},  # of the autoencoder that decodes samples, trained or imported
-            'mesh': {'data': -1, 'fsdp': 1},
+            'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': ()},
             'sampler': {
                 'solver': recipe['solver'],
                 'grid': 'uniform',

@@ -31,14 +31,14 @@ from diffjax.evaluation.clip_spaces import ClipSpace
 from diffjax.evaluation.references import Reference, check_reference, image_reference, read_reference
 from diffjax.evaluation.spaces import Space
 from diffjax.latents import Latents, latent_shape
-from diffjax.learning import Learning, check_shapes
+from diffjax.learning import Learning, check_heads, check_shapes, open_mesh
 from diffjax.plan_files import is_plan_file, read_plan
 from diffjax.settings import ConfigError, DatasetSettings, EvaluationSettings, SamplerSettings
 from diffjax.tasks import Denoising
 from diffjax.training import averages, optimizers
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.posthoc_ema import RECONSTRUCTED, is_reconstructed
-from diffjax.training.sharding import make_mesh, over_time
+from diffjax.training.sharding import Rules, make_mesh, over_time, placement
 from diffjax.values import check_kind, check_whole
 
 BOUND_SCALE = 0.001  # of the variational bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
@@ -108,6 +108,7 @@ class Experiment(Drawing):
 
     task: Denoising
     sampler: SamplerSettings
+    rules: Rules = ()  # where parameters are kept on the mesh
 
     def trainer(self) -> Trainer:
         shift, scale = self.standardisation
@@ -126,6 +127,7 @@ class Experiment(Drawing):
             settings=self.training,
             prepare=prepared,
             mesh=self.mesh,
+            rules=self.rules,
             seed=self.seed,
             **encoding,
         )
@@ -250,7 +252,7 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
             f"sampler.params is 'raw' or one of {', '.join(training.ema)}, or what --mode=ema has made, written "
             f'{RECONSTRUCTED}/WIDTH or {RECONSTRUCTED}/WIDTH/STEP; got {sampler.params!r}'
         )
-    mesh = section(make_mesh, config, 'mesh')
+    mesh, rules = open_mesh(config, make_mesh)
     optimizer = component(optimizers, config['optimizer'], 'optimizer', num_steps=training.num_steps)()
     objective = build_loss(config)
     given = [
@@ -281,6 +283,7 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
         evaluation=evaluation,
         training=training,
         mesh=mesh,
+        rules=rules,
         optimizer=optimizer,
     )
     # each checks itself
@@ -352,11 +355,12 @@ def build_task(config: Mapping[str, Any], objective: Loss, num_classes: int, cha
             raise ConfigError(f'network.{key} is {given!r}, and this dataset with this target needs {value}')
         fitted[key] = given
     network = component(nets, {'name': name, **options}, 'network', **fitted)()
+    check_heads(network, mesh)
     null_label = getattr(network, 'null_label', True)
     if config['label_drop'] and not null_label:
         raise ConfigError(f'label_drop = {config["label_drop"]} needs a null label: network.null_label=True has one')
     return Denoising(
-        model=over_time(nets.as_model(network), mesh),
+        model=over_time(nets.as_model(network, placement(mesh)), mesh),
         objective=objective,
         num_classes=fitted['num_classes'],
         label_drop=config['label_drop'],

@@ -1,6 +1,6 @@
 """What every kind of experiment is made of: data, a task, and how it is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ import optax
 from jax.sharding import Mesh
 
 from diffjax.clips import frame_choice
+from diffjax.components import section
 from diffjax.core.types import PyTree
 from diffjax.data import Source, prepare
 from diffjax.settings import ConfigError, DatasetSettings
 from diffjax.tasks.task import Task
 from diffjax.training.loop import Settings, Trainer
+from diffjax.training.sharding import Rules, read_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,22 @@ class HeldOut(Learning):
     @property
     def params_name(self) -> str:
         return self.evaluation.params
+
+
+def open_mesh(config: Mapping[str, Any], make_mesh: Callable[..., Mesh]) -> tuple[Mesh, Rules]:
+    """The section `mesh` of what denoises: `make_mesh` of its axes, and its `rules` for parameters."""
+    axes = config['mesh']
+    rules = axes.get('rules', ()) if isinstance(axes, Mapping) else ()
+    if isinstance(axes, Mapping):
+        axes = {name: size for name, size in axes.items() if name != 'rules'}
+    return section(make_mesh, {'mesh': axes}, 'mesh'), read_rules(rules)
+
+
+def check_heads(network: Any, mesh: Mesh) -> None:
+    """Raises ConfigError where the axis `tensor` of a mesh would cut heads of an attention."""
+    tensor, heads = mesh.shape.get('tensor', 1), getattr(network, 'num_heads', 0)
+    if heads % tensor:
+        raise ConfigError(f'mesh.tensor = {tensor} does not divide the {heads} heads of the network')
 
 
 def check_shapes(experiment: Any) -> None:

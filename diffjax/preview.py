@@ -47,8 +47,11 @@ def main(argv: list[str]) -> None:
         fail('--config is needed, such as --config=configs/dit_b.py, or the --workdir of a run')
     try:
         config = FLAGS.config.to_dict()
+        rules = take_rules(config.get('mesh'))
         config['mesh'] = read_mesh(FLAGS.mesh) if FLAGS.mesh else fixed_mesh(config.get('mesh'))
         count = number_of(config['mesh'])
+        if rules:
+            config['mesh'] |= rules
         start_devices(count)
         devices = find_devices(FLAGS.device, count)
         rate = measured_rate(FLAGS.measured_steps_per_second, FLAGS.workdir, devices)
@@ -84,6 +87,11 @@ def axes() -> tuple[str, ...]:
     from diffjax.training.sharding import make_mesh
 
     return tuple(inspect.signature(make_mesh).parameters)
+
+
+def take_rules(section: Any) -> dict[str, Any]:
+    """The key `rules` of the section `mesh`, taken out of it: they hold on whatever mesh."""
+    return {'rules': section.pop('rules')} if isinstance(section, dict) and 'rules' in section else {}
 
 
 def fixed_mesh(section: Any) -> Any:

@@ -45,8 +45,8 @@ FULL += [('edm2', 'model=XS'), ('edm2', 'digits')]
 def one_device(monkeypatch):
     """Programs for one device compile faster; that several devices do the same is asked elsewhere."""
 
-    def mesh(data=-1, fsdp=1):
-        assert (data, fsdp) == (-1, 1)
+    def mesh(data=-1, fsdp=1, tensor=1):
+        assert (data, fsdp, tensor) == (-1, 1, 1)
         return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'fsdp'))
 
     monkeypatch.setattr('diffjax.build.make_mesh', mesh)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DIGITS = f'--config={ROOT}/configs/digits.py:smoke'
 MISTAKES = [
     ([], ['--config is needed']),
-    ([DIGITS, '--mesh=rows:8'], ["unknown axis 'rows'", 'the axes are data, fsdp, sequence']),
+    ([DIGITS, '--mesh=rows:8'], ["unknown axis 'rows'", 'the axes are data, fsdp, sequence, tensor']),
     ([DIGITS, '--mesh=data:0'], ['--mesh=data:0', 'one size from 1 on, such as data:8,fsdp:4']),
     ([DIGITS, '--mesh=data:-1'], ['one size from 1 on']),
     ([DIGITS, '--mesh=data'], ['one size from 1 on']),
@@ -76,7 +76,7 @@ def test_a_mistake_is_one_line(command, monkeypatch, tmp_path, words, fragments)
 
 
 def test_the_mesh_of_a_config():
-    assert preview.read_mesh('fsdp:4') == {'data': 1, 'fsdp': 4, 'sequence': 1}
+    assert preview.read_mesh('fsdp:4') == {'data': 1, 'fsdp': 4, 'sequence': 1, 'tensor': 1}
     assert preview.fixed_mesh({'fsdp': 2}) == {'data': 1, 'fsdp': 2}
     assert preview.fixed_mesh({'data': -1, 'fsdp': 2}) == {'data': 1, 'fsdp': 2}
     assert preview.number_of({'data': 3, 'fsdp': 4, 'sequence': 2}) == 24

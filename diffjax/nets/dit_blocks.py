@@ -130,7 +130,8 @@ class DiTBlock(nn.Module):
 
     def _modulations(self, c: jax.Array, size: int) -> list[jax.Array]:
         if self.style.conditioning == 'adaln':
-            c = FlatDense(6 * size, dtype=self.style.compute_dtype, kernel_init=ZEROS, name='modulation')(c)
+            how = {'dtype': self.style.compute_dtype, 'kernel_init': ZEROS}
+            c = FlatDense(6 * size, axis='whole', **how, name='modulation')(c)
         else:
             c = c + modulation_table(self, 'modulation_table', 6, size).reshape(-1)
         return jnp.split(c.astype(self.style.compute_dtype), 6, axis=-1)
@@ -139,8 +140,8 @@ class DiTBlock(nn.Module):
         size, dtype = x.shape[-1], self.style.compute_dtype
         inside = int(size * self.style.mlp_ratio)
         if self.style.mlp == 'swiglu':
-            a, b = jnp.split(FlatDense(2 * int(2 / 3 * inside), dtype=dtype, name='mlp_in')(x), 2, axis=-1)
-            h = nn.silu(a) * b
+            pair = FlatDense(2 * int(2 / 3 * inside), axis='hidden', parts=2, dtype=dtype, name='mlp_in')(x)
+            h = nn.silu(pair[..., 0, :]) * pair[..., 1, :]
         else:
-            h = nn.gelu(FlatDense(inside, dtype=dtype, name='mlp_in')(x), approximate=True)
-        return FlatDense(size, dtype=dtype, name='mlp_out')(h)
+            h = nn.gelu(FlatDense(inside, axis='hidden', dtype=dtype, name='mlp_in')(x), approximate=True)
+        return FlatDense(size, axis='whole', dtype=dtype, name='mlp_out')(h)

@@ -61,11 +61,11 @@ class Context(NamedTuple):
 
 
 def split_heads(qkv: jax.Array, num_heads: int, qk_norm: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`[B, L, 3 D]` -> q, k, v, each `[B, L, heads, head_dim]`; q and k with the norm asked for, in float32.
+    """`[B, L, 3, D]` -> q, k, v, each `[B, L, heads, head_dim]`; q and k with the norm asked for, in float32.
 
     To be called in a compact module, where the norms' scales are `q_norm` and `k_norm`.
     """
-    q, k, v = (part.reshape(*part.shape[:2], num_heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+    q, k, v = (qkv[:, :, i].reshape(*qkv.shape[:2], num_heads, -1) for i in range(3))
     return head_norm(q, qk_norm, 'q_norm'), head_norm(k, qk_norm, 'k_norm'), v
 
 
@@ -86,7 +86,7 @@ class HeadProjections(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        qkv = FlatDense(3 * x.shape[-1], dtype=self.compute_dtype, name='qkv')(x)
+        qkv = FlatDense(3 * x.shape[-1], axis='heads', parts=3, dtype=self.compute_dtype, name='qkv')(x)
         return split_heads(qkv, self.num_heads, self.qk_norm)
 
 
@@ -108,7 +108,7 @@ class Stream(nn.Module):
     kind: str = 'joint'
 
     def setup(self):
-        dense = functools.partial(FlatDense, dtype=self.compute_dtype)
+        dense = functools.partial(FlatDense, dtype=self.compute_dtype, axis='whole')
         self.norm = nn.LayerNorm(1e-6, dtype=jnp.float32, use_bias=False, use_scale=False, use_fast_variance=False)
         modulations = {'joint': 6, 'dual': 9, 'last': 2}[self.kind]
         self.modulation = dense(modulations * self.size, kernel_init=ZEROS)
@@ -117,7 +117,8 @@ class Stream(nn.Module):
             fields = (self.num_heads, self.compute_dtype, self.attention)
             self.own_attention = SelfAttention(*fields, qk_norm=self.qk_norm)
         if self.kind != 'last':
-            self.out, self.mlp_in, self.mlp_out = dense(self.size), dense(4 * self.size), dense(self.size)
+            self.out, self.mlp_out = dense(self.size), dense(self.size)
+            self.mlp_in = dense(4 * self.size, axis='hidden')
 
     def enter(self, x: jax.Array, c: jax.Array) -> tuple[tuple[jax.Array, ...], list[jax.Array]]:
         """x: [B, L, D] -> (q, k, v), the modulations."""
@@ -182,6 +183,7 @@ class SingleBlock(nn.Module):
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         inner = dense(7 * size, name='in')(modulate(layer_norm(x), shift, scale))
         qkv, m = jnp.split(inner, [3 * size], axis=-1)
+        qkv = qkv.reshape(*qkv.shape[:2], 3, size)
         h = merged_attention(*split_heads(qkv, self.num_heads, 'rms'), context, self.attention)
         h = jnp.concatenate([h, nn.gelu(m, approximate=True)], axis=-1)
         return x + gate[:, None] * dense(size, name='out')(h), None

@@ -6,14 +6,16 @@ import jax
 from flax import linen as nn
 
 from diffjax.core.types import Array, Model, PyTree
+from diffjax.nets.placement import Place, placing
 
 
-def as_model(module: nn.Module) -> Model:
+def as_model(module: nn.Module, place: Place | None = None) -> Model:
     """The pure functions of a network.
 
     init(key, x, t, cond) -> params            nested plain dicts of float32 arrays; works under `jax.eval_shape`
     apply(params, x, t, cond, key=None)        -> [B, ..., out_channels], float32
 
+    place: where activations go (nets/placement.py); None leaves it to the compiler.
     `key` drives dropout: without one the network is deterministic, as it must be when sampling.
     A module may have two methods more, which others go without: `project(params) -> params`, the step after each
     update, and, with `has_log_variance`, `log_variance(t) -> [B]`, the uncertainty that it learns.
@@ -24,7 +26,8 @@ def as_model(module: nn.Module) -> Model:
 
     def apply(params: PyTree, x: Array, t: Array, cond: Array | None = None, key: jax.Array | None = None) -> jax.Array:
         rngs = {} if key is None else {'dropout': key}
-        return module.apply({'params': params}, x, t, cond, deterministic=key is None, rngs=rngs)
+        with placing(place):
+            return module.apply({'params': params}, x, t, cond, deterministic=key is None, rngs=rngs)
 
     def log_variance(params: PyTree, t: Array) -> jax.Array | None:
         if not getattr(module, 'has_log_variance', False):

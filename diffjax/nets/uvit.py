@@ -57,14 +57,14 @@ class UViTBlock(nn.Module):
         def norm(h: jax.Array, name: str) -> jax.Array:
             return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)(h)
 
-        def dense(features: int, name: str) -> FlatDense:
-            return FlatDense(features, dtype=dtype, kernel_init=INIT, name=name)
+        def dense(features: int, name: str, axis: str = 'whole') -> FlatDense:
+            return FlatDense(features, axis=axis, dtype=dtype, kernel_init=INIT, name=name)
 
         if skip is not None:
             x = dense(size, 'skip')(jnp.concatenate([x, skip], axis=-1))
         attend = SelfAttention(self.num_heads, dtype, self.attention, INIT, use_bias=False, name='attention')
         x = x + attend(norm(x, 'norm_1'))
-        h = nn.gelu(dense(int(size * self.mlp_ratio), 'mlp_in')(norm(x, 'norm_2')), approximate=False)
+        h = nn.gelu(dense(int(size * self.mlp_ratio), 'mlp_in', 'hidden')(norm(x, 'norm_2')), approximate=False)
         x = x + dense(size, 'mlp_out')(h)
         return x, x if skip is None else None
 

@@ -26,7 +26,7 @@ from diffjax.training.metrics import Log
 from diffjax.training.nonfinite import NonFiniteError, keep_batch, read_again
 from diffjax.training.posthoc_ema import SNAPSHOTS, power_profiles
 from diffjax.training.processes import stop_requests
-from diffjax.training.sharding import batch_sharding, check_batch, replicated, state_shardings
+from diffjax.training.sharding import Rules, batch_sharding, check_batch, replicated, state_shardings
 from diffjax.training.snapshots import Snapshots
 from diffjax.training.state import TrainState, init_state
 from diffjax.training.step import make_step, skipping
@@ -96,6 +96,7 @@ class Trainer:
     settings: Settings
     prepare: Callable[[PyTree, Array], PyTree]  # (raw batch, key) -> the task's batch, on the device
     mesh: Mesh
+    rules: Rules = ()  # where parameters are kept on it (`sharding`)
     seed: int = 0
     frozen: PyTree = ()
     encode: Callable[[PyTree, PyTree, Array], PyTree] | None = None  # (frozen, batch, key) -> the batch, encoded
@@ -117,7 +118,7 @@ class Trainer:
             return init_state(self.task, self.optimizer, self.settings.ema, batch, self.seed, params)
 
         shapes = jax.eval_shape(make)
-        shardings = state_shardings(self.mesh, shapes)
+        shardings = state_shardings(self.mesh, shapes, self.rules)
         return jax.jit(make, out_shardings=shardings), shapes, shardings
 
     def step(self, shardings: PyTree) -> Callable:

@@ -13,6 +13,7 @@ from diffjax.core.losses import Loss
 from diffjax.nets import DiT, Flux, MMDiT, PixArt, UViT, as_model
 from diffjax.tasks import Denoising
 from diffjax.training import optimizers
+from diffjax.training.estimates import count_cost
 from diffjax.training.loop import Settings, Trainer
 from diffjax.training.sharding import (
     SCANNED,
@@ -21,6 +22,7 @@ from diffjax.training.sharding import (
     is_stacked,
     make_mesh,
     parameter_spec,
+    placement,
     replicated,
     state_shardings,
 )
@@ -125,30 +127,62 @@ def test_batches_are_split_over_every_device(make_mesh):
     assert jax.device_put(np.arange(16), replicated(make_mesh(4, 2))).is_fully_replicated
 
 
-# A small diffusion transformer, its trunk scanned, on three meshes.
+# Small diffusion transformers, their trunks scanned, on meshes of all kinds ------------------------------------------
 
 STEPS = 10
-LAYOUTS = {'one': (1, 1), 'data': (8, 1), 'both': (4, 2)}
+LAYOUTS = {
+    'one': (1, 1, 1),
+    'data': (8, 1, 1),
+    'both': (4, 2, 1),
+    'fsdp': (2, 4, 1),
+    'tensor': (2, 1, 4),
+    'all': (2, 2, 2),
+}
+TRANSFORMERS = {
+    'DiT': DiT(patch_size=2, hidden_size=32, depth=2, num_heads=4, num_classes=3, out_channels=1, scan_layers=True),
+    'MMDiT': MMDiT(
+        hidden_size=32,
+        depth=3,
+        num_heads=4,
+        num_classes=3,
+        out_channels=1,
+        pos_embed_max_size=4,
+        pos_embed_base_size=4,
+        scan_layers=True,
+        **TEXT,
+    ),
+}
 
 
-@functools.cache
-def curve(layout):
-    """(losses, state at the start, state at the end) as host arrays, and the live final state."""
+def mesh_of(layout):
+    sizes = dict(zip(('data', 'fsdp', 'tensor'), LAYOUTS[layout]))
+    sizes = {name: size for name, size in sizes.items() if size > 1 or name != 'tensor'}
+    devices = np.array(jax.devices()[: np.prod(list(sizes.values()))])
+    return jax.sharding.Mesh(devices.reshape(list(sizes.values())), tuple(sizes))
+
+
+def trainer_of(network, mesh, *, place, num_microbatches=1, batch_size=16):
     objective = Loss(
         schedule=schedules.Flow(),
         parameterization=parameterizations.Velocity(),
         times=times.Uniform(),
         weight=weights.target,
     )
-    network = DiT(patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=3, out_channels=1)
-    devices = np.array(jax.devices()[: np.prod(LAYOUTS[layout])]).reshape(LAYOUTS[layout])
-    trainer = Trainer(
-        task=Denoising(model=as_model(network), objective=objective, num_classes=3, label_drop=0.2),
+    return Trainer(
+        task=Denoising(model=as_model(network, place), objective=objective, num_classes=3, label_drop=0.2),
         optimizer=optimizers.adamw(num_steps=1000, learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0),
-        settings=Settings(num_steps=STEPS, batch_size=16, num_microbatches=1 if layout == 'one' else 2, ema={'e': 0.9}),
+        settings=Settings(num_steps=STEPS, batch_size=batch_size, num_microbatches=num_microbatches, ema={'e': 0.9}),
         prepare=lambda raw, key: raw,
-        mesh=jax.sharding.Mesh(devices, ('data', 'fsdp')),
+        mesh=mesh,
     )
+
+
+@functools.cache
+def curve(layout, name='DiT'):
+    """(losses, state at the start, state at the end) as host arrays, and the live final state."""
+    mesh = mesh_of(layout)
+    parts = 1 if layout == 'one' else 2
+    trainer = trainer_of(TRANSFORMERS[name], mesh, place=placement(mesh), num_microbatches=parts)
     rng = np.random.default_rng(0)
     batch = {'x0': rng.uniform(-1, 1, (16, 8, 8, 1)).astype(np.float32), 'label': np.arange(16, dtype=np.int32) % 3}
     make, _, shardings = trainer.init(batch)
@@ -162,10 +196,13 @@ def curve(layout):
     return losses, start, jax.tree.map(np.asarray, state.params), state
 
 
-@pytest.mark.parametrize('layout', ['data', 'both'])
-def test_every_mesh_learns_the_same(layout):
+@pytest.mark.parametrize(
+    'layout, name',
+    [('data', 'DiT'), ('both', 'DiT'), ('tensor', 'DiT'), ('all', 'DiT'), ('tensor', 'MMDiT'), ('all', 'MMDiT')],
+)
+def test_every_mesh_learns_the_same(layout, name):
     """Also with two microbatches: each example's noise and label drop are its own."""
-    one, other = curve('one'), curve(layout)
+    one, other = curve('one', name), curve(layout, name)
     jax.tree.map(np.testing.assert_array_equal, one[1], other[1])  # born alike, bit for bit
     np.testing.assert_allclose(other[0], one[0], rtol=2e-4)
     assert one[0][-1] < 0.9 * one[0][0]
@@ -183,6 +220,70 @@ def test_state_is_born_split_and_stays_so():
             if leaf.size >= 2**10 and any(n % 2 == 0 for n in leaf.shape[-2:]):
                 assert 'fsdp' in tuple(leaf.sharding.spec), leaf.shape
         assert on_device < 0.55 * total
+
+
+@pytest.mark.parametrize('layout, parts', [('tensor', 4), ('all', 4)])
+def test_each_device_keeps_its_part_of_the_blocks(layout, parts):
+    """18 D^2 values in the kernels of each of two blocks: qkv 3, out 1, MLP 8, modulation 6. The moments too."""
+    state = curve(layout)[3]
+    moments = [s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu')]
+    for tree in (state.params, moments[0].mu, moments[0].nu, state.ema['e']):
+        kernels = [leaf for leaf in jax.tree.leaves(tree['blocks']) if leaf.ndim == 3]
+        for device in range(8):
+            kept = [leaf.addressable_shards[device].data.nbytes for leaf in kernels]
+            assert sum(kept) == 2 * 18 * 32**2 * 4 // parts
+
+
+# What devices tell each other -----------------------------------------------------------------------------------------
+
+TRUNK = DiT(patch_size=2, hidden_size=64, depth=2, num_heads=4, num_classes=3, out_channels=1, scan_layers=True)
+
+
+@functools.cache
+def cost_on(layout):
+    mesh = mesh_of(layout)
+    trainer = trainer_of(TRUNK, mesh, place=placement(mesh), batch_size=32)
+    example = {'x0': jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32), 'label': jax.ShapeDtypeStruct((1,), jnp.int32)}
+    shapes, shardings = trainer.init(example)[1:]
+    return count_cost(trainer, example), jax.tree.leaves(shapes.params), jax.tree.leaves(shardings.params)
+
+
+def test_parameters_are_exchanged_and_no_activations():
+    """A scanned trunk on data 2 x fsdp 4, against the least there is: each split parameter is gathered twice and its
+    gradient scattered, (g - 1) / g of it each time, and the part that is left, like all that is not split, is summed
+    over the other devices, 2 (g - 1) / g of it. Nothing is computed twice.
+    """
+    cost, params, shardings = cost_on('fsdp')
+    split = sum(4 * a.size for a, sharding in zip(params, shardings) if any(sharding.spec))
+    whole = sum(4 * a.size for a in params) - split
+    least = 3 * 3 / 4 * split + 2 * 1 / 2 * split / 4 + 2 * 7 / 8 * whole
+    sent = sum(c.count * c.sent for c in cost.collectives)
+    assert split > 20 * whole
+    assert 0.9 * least < sent < 1.02 * least  # parameters outside the trunk need be gathered but once
+    np.testing.assert_allclose(sum(cost.flops.values()), cost.model_flops / 8, rtol=1e-3)
+
+
+def test_heads_and_hidden_features_meet_in_sums():
+    """data 2 x tensor 4: of tokens, each block's two sums there and two back are all that is exchanged."""
+    cost, params, _ = cost_on('tensor')
+    tokens = 16 * 64 * 64 * 4  # bytes of [B / 2, L, D]
+    of_tokens = [c for c in cost.collectives if c.size == tokens]
+    assert {c.kind for c in of_tokens} == {'all-reduce'} and {c.group_size for c in of_tokens} == {4}
+    assert sum(c.count for c in of_tokens) == 4 * 2
+    assert max(c.size for c in cost.collectives) == tokens
+    assert sum(cost.flops.values()) < 1.06 * cost.model_flops / 8  # embeddings and the output are computed by all four
+
+
+def test_where_parameters_are_whole_nothing_is_placed(make_mesh):
+    assert placement(make_mesh(8, 1)) is None and placement(make_mesh(1, 1)) is None
+    place = placement(jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ('data', 'fsdp', 'tensor')))
+
+    def spec(shape, *axes):
+        return jax.jit(lambda x: place(x, axes))(jnp.zeros(shape)).sharding.spec
+
+    assert spec((4, 3, 8), 'batch', None, 'hidden') == P(('data', 'fsdp'), None, 'tensor')
+    assert spec((4, 8), 'batch', 'whole')[0] == ('data', 'fsdp')
+    assert spec((6, 9), 'batch', 'heads') == P()  # neither divides
 
 
 def test_positions_never_change():
