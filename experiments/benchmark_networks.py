@@ -8,8 +8,6 @@ counts is the median over the rounds of the ratio of their times, ours / theirs,
 """
 
 import argparse
-import csv
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
+from stopwatch import append_rows, in_turns, measure_peak
 
 from diffjax import nets
 from diffjax.evaluation import markdown_table
 from diffjax.training.flops import count_flops
 
-SETTLE_SECONDS = 0.3  # between contestants: the other library's threads go to sleep
 MAX_DIFFERENCE = {'float32': 1e-3, 'bfloat16': 5e-2}  # of outputs, relative to the largest
 
 
@@ -159,23 +156,6 @@ def torchs(pair: Pair, params: dict, options) -> tuple[Callable[[], None], Calla
     return forward, train, forward().float().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def in_turns(contestants: dict[str, Callable], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of one call of each in each round; each runs about `seconds` in one, after a call unmeasured."""
-    times = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
-    for _ in tqdm(range(rounds), unit='round', dynamic_ncols=True, disable=None):
-        for name, run in contestants.items():
-            time.sleep(SETTLE_SECONDS)
-            run()
-            began, calls = time.perf_counter(), 0
-            while not calls or time.perf_counter() - began < seconds:
-                run()
-                calls += 1
-            times[name].append((time.perf_counter() - began) / calls)
-    return times
-
-
 def benchmark(name: str, options) -> list[dict]:
     """The rows of one network."""
     pair = NETWORKS[name](options.batch_size, options.dtype)
@@ -203,19 +183,6 @@ def benchmark(name: str, options) -> list[dict]:
     return rows
 
 
-def matmul_peak(dtype: str, size: int, rounds: int = 5) -> float:
-    """TFLOP/s of one large square matrix product, the best of a few: what this machine can reach."""
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    best = float('inf')
-    for _ in range(rounds):
-        began = time.perf_counter()
-        product(a, a).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best / 1e12
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', default='dit,unet', help=f'of {", ".join(NETWORKS)}; default: %(default)s')
@@ -234,7 +201,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         import torch
     except ImportError as error:
         parser.error(f"{error.name} is not installed: pip install -e '.[parity]'")
-    peak = matmul_peak(options.dtype, 8192 if jax.default_backend() == 'gpu' else 2048)
+    peak = measure_peak(options.dtype).flops / 1e12
     rows = [row | {'of peak': row['TFLOP/s'] / peak} for name in names for row in benchmark(name, options)]
     print(
         f'{jax.devices()[0].device_kind}, batch {options.batch_size}, {options.dtype}, jax {jax.__version__}, torch '
@@ -242,12 +209,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         f'a matrix product reaches {peak:.3g} TFLOP/s\n\n{markdown_table(rows)}'
     )
     if options.out:
-        new = not options.out.exists()
-        with open(options.out, 'a', newline='') as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append_rows(options.out, rows)
     return rows
 
 

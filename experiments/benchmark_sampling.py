@@ -1,104 +1,84 @@
-"""What the sampling loop costs over the network calls alone.
+"""What drawing samples costs over the network alone, in the same run.
 
-    python experiments/benchmark_sampling.py
-
-A plan of 50 evaluations is followed by the one compiled loop, with a table padded as a trained run's sampler pads it;
-beside it the same network is called 50 times in a compiled loop that does nothing else. Both run in turns, and what is
-printed is the ratio of their times, whose median over the rounds a noisy machine moves little.
+A plan is followed by the sampler of a trained run, with a table padded as that pads it; beside it the same network is
+called as often, on as many examples, in a compiled loop that does nothing else. Both run in turns, and the share of
+the time outside the network is 1 - alone / sampler, whose median over the rounds a noisy machine moves little.
 """
 
-import argparse
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from benchmark_models import batch_shapes
+from stopwatch import Seconds, in_turns
 
-from diffjax import nets
-from diffjax.build import ConfigError
-from diffjax.components import component
-from diffjax.core import grids, solvers
-from diffjax.core.denoisers import network_denoiser
-from diffjax.core.parameterizations import Velocity
-from diffjax.core.sampling import pad, sample, sample_keys, starting_noise
-from diffjax.core.schedules import Flow
-from diffjax.evaluation import markdown_table
-from diffjax.run import MIN_SIZES
-
-SIZES = {'S/2': (384, 12, 6), 'B/2': (768, 12, 12)}  # of DiT: width, depth, heads (Peebles & Xie 2023, Table 1)
-SIDE, CHANNELS, NUM_CLASSES = 32, 4, 1000  # ImageNet 256's latents
+from diffjax.build import Experiment
+from diffjax.run import make_sampler
+from diffjax.training.flops import count_flops
+from diffjax.training.sharding import batch_sharding, replicated
 
 
-def programs(options):
-    """(the loop: (params, plan, keys) -> x, the network alone: (params, t [M], keys) -> x, params), compiled."""
-    width, depth, heads = SIZES[options.model]
-    network = nets.DiT(
-        patch_size=2, hidden_size=width, depth=depth, num_heads=heads, out_channels=CHANNELS, num_classes=NUM_CLASSES
-    )
-    model, shape = nets.as_model(network), (SIDE, SIDE, CHANNELS)
-    labels = jnp.arange(options.batch_size) % NUM_CLASSES
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), labels[:1])
+class Sampling(NamedTuple):
+    seconds: Seconds  # of a batch of samples
+    outside: float  # the share of them that is spent outside the network
+    evaluations: int
+    branches: int
+    flops: int  # of a batch
+    compile_seconds: float
 
-    @jax.jit
-    def loop(params, plan, keys):
-        def predict(x, t, cond):
-            return model.apply(params, x, t, cond)
 
-        denoiser = network_denoiser(predict, Flow(), Velocity())
-        return sample(denoiser, plan, starting_noise(plan, keys, shape), labels, keys)[0]
+def parameters(experiment: Experiment) -> Any:
+    """Drawn ones, on every device."""
+    example = jax.eval_shape(experiment.trainer().prepare, batch_shapes(experiment), jax.random.key(0))
+
+    def draw():
+        batch = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), example)
+        return experiment.task.init(jax.random.key(0), batch)[0]
+
+    return jax.jit(draw, out_shardings=replicated(experiment.mesh))()
+
+
+def network_alone(experiment: Experiment, size: int):
+    """(the network called for each of times [M] on examples of the sampler's number, its arguments x and labels)."""
+    model, shape, classes = experiment.task.model, experiment.sample_shape, experiment.task.num_classes
 
     @jax.jit
-    def alone(params, times, keys):
+    def alone(params, times, x, labels):
         def call(x, t):
-            return model.apply(params, x, jnp.full(len(x), 1000 * t), labels), ()
+            out = model.apply(params, x, jnp.full(len(x), 1000 * t), labels if classes else None)
+            return out[..., : x.shape[-1]].astype(x.dtype), ()
 
-        x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         return jax.lax.scan(call, x, times)[0]
 
-    return loop, alone, params
+    x = np.random.default_rng(0).standard_normal((size, *shape), np.float32)
+    labels = (np.arange(size) % max(classes, 1)).astype(np.int32)
+    return alone, jax.device_put((x, labels), batch_sharding(experiment.mesh))
 
 
-def main(argv: list[str] | None = None) -> float:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', choices=SIZES, default='S/2', help='of DiT; default: %(default)s')
-    parser.add_argument('--batch_size', type=int, default=4)
-    parser.add_argument('--num_steps', type=int, default=50)
-    parser.add_argument('--solver', default='unipc', help='of one evaluation a step; default: %(default)s')
-    parser.add_argument('--rounds', type=int, default=5)
-    options = parser.parse_args(argv)
-    schedule = Flow()
-    try:
-        make = component(solvers, options.solver, '--solver', 'schedule', 'grid')
-        plan = make(schedule, grids.uniform(schedule, options.num_steps))
-    except ConfigError as error:
-        parser.error(str(error))
-    rows = max(MIN_SIZES[0], len(plan.t))
-    padded = jax.tree.map(
-        lambda a: jnp.asarray(a, None if a.dtype == bool else jnp.float32), pad(plan, rows, *MIN_SIZES[1:])
+def measure_sampling(experiment: Experiment, flops_of: Experiment, rounds: int, seconds: float) -> Sampling:
+    """Of one batch. flops_of: the same model, of whose network operations can be counted."""
+    sampler, plan, options = make_sampler(experiment), experiment.plan(), experiment.sampling_options()
+    params, size = parameters(experiment), sampler.batch_size
+    labels = (np.arange(size) % max(experiment.task.num_classes, 1)).astype(np.int32)
+    branches = 1 if options['guidance'] is None else 2
+    alone, inputs = network_alone(experiment, size * branches)
+    times = jnp.asarray(plan.t, jnp.float32)
+    began = time.perf_counter()
+    sampler(params, plan, labels, **options)
+    compiled = time.perf_counter() - began
+    contestants = {
+        'sampler': lambda: sampler(params, plan, labels, **options),
+        'alone': lambda: alone(params, times, *inputs).block_until_ready(),
+    }
+    taken = {name: np.array(each) for name, each in in_turns(contestants, rounds, seconds).items()}
+    plain, shapes = network_alone(flops_of, size * branches)[0], (params, times, *inputs)
+    return Sampling(
+        seconds=Seconds(tuple(taken['sampler'])),
+        outside=float(np.median(1 - taken['alone'] / taken['sampler'])),
+        evaluations=plan.num_evaluations,
+        branches=branches,
+        flops=count_flops(plain.trace(*shapes).jaxpr),
+        compile_seconds=compiled - float(np.median(taken['sampler'])),
     )
-    loop, alone, params = programs(options)
-    keys, times = sample_keys(jax.random.key(0), options.batch_size), jnp.asarray(plan.t, jnp.float32)
-    contestants = {'loop': lambda: loop(params, padded, keys), 'network alone': lambda: alone(params, times, keys)}
-    seconds = {name: [] for name in contestants}
-    for run in contestants.values():
-        run().block_until_ready()  # compiles
-    for _ in tqdm(range(options.rounds), unit='round', dynamic_ncols=True, disable=None):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run().block_until_ready()
-            seconds[name].append(time.perf_counter() - began)
-    lines = [
-        {'program': name, 'median': f'{np.median(s):.3f} s', 'fastest': f'{min(s):.3f} s'}
-        for name, s in seconds.items()
-    ]
-    ratio = float(np.median(np.array(seconds['loop']) / np.array(seconds['network alone'])))
-    print(
-        f'DiT-{options.model}, batch {options.batch_size}, {plan.num_evaluations} evaluations of {options.solver} on '
-        f'{jax.devices()[0].device_kind}\n\n{markdown_table(lines)}\n\nloop / network alone: {ratio:.3f}'
-    )
-    return ratio
-
-
-if __name__ == '__main__':
-    main()

@@ -166,7 +166,7 @@ def compile_partitioned(lowered: jax.stages.Lowered, num_devices: int) -> tuple[
     The compiler writes this text into a folder, when it is asked to; a program from a cache would not be compiled.
     """
     wanted = 'after_spmd-partitioning' if num_devices > 1 else 'before_optimizations'
-    with tempfile.TemporaryDirectory() as folder, _no_cache():
+    with tempfile.TemporaryDirectory() as folder, no_cache():
         options = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning', 'xla_dump_hlo_as_text': True}
         compiled = lowered.compile(compiler_options=options | QUICK)
         texts = sorted(Path(folder).glob(f'*{wanted}*.txt'))
@@ -176,7 +176,8 @@ def compile_partitioned(lowered: jax.stages.Lowered, num_devices: int) -> tuple[
 
 
 @contextlib.contextmanager
-def _no_cache():
+def no_cache():
+    """What is compiled inside is compiled: no program comes from a cache, or goes there."""
     from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_enable_compilation_cache
