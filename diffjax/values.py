@@ -13,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from diffjax.core.types import OrNone
+
 MOST = 2**31 - 1  # of a whole number: JAX counts in 32 bits
 WORDS = {
     int: 'a whole number',
@@ -31,16 +33,18 @@ def mistake(
 ) -> str | None:
     """What is wrong with the first of the values that does not fit its annotation, None where all do.
 
-    counted: whole numbers say how many there are of something: at least 1, or the default where that is lower.
+    counted: whole numbers say how many there are of something: at least 1, or the default where that is lower; where 0
+        means that there is none, though some are the default, the annotation is `core.types.OrNone`.
     """
     for key, value in values.items():
-        kinds, default = _kinds(parameters[key].annotation), parameters[key].default
+        annotation, default = parameters[key].annotation, parameters[key].default
+        kinds = _kinds(annotation)
         if not kinds:
             continue
         if not any(_fits(value, kind, default) for kind in kinds):
             most = f' of at most {MOST}' if isinstance(value, int) and abs(value) > MOST else ''
             return f'{key} is {" or ".join(_word(kind) for kind in kinds)}{most}, got {value!r:.200}'
-        least = default if _fits(default, int) and default < 1 else 1
+        least = default if _fits(default, int) and default < 1 else int(annotation is not OrNone)
         if counted and int in kinds and _fits(value, int) and value < least:
             return f'{key} is a whole number from {least} on, got {value!r}'
     return None
@@ -61,6 +65,8 @@ def check_whole(name: str, value: Any, low: int, high: int = MOST) -> int:
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
     """The kinds that an annotation allows, a list as (kind,); () where it is none that is known here."""
+    if annotation is OrNone:
+        return (int,)
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         parts = [_kinds(part) for part in typing.get_args(annotation)]

@@ -6,13 +6,14 @@ Notation, everywhere: `t` in [0, 1], t = 0 is data and t = 1 is noise, and
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
 PyTree = Any
+OrNone = Annotated[int, 'how many there are; 0: there is none']  # of options whose default is another number
 
 
 class Estimate(NamedTuple):

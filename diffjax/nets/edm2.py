@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffjax.core.types import Array
+from diffjax.core.types import Array, OrNone
 from diffjax.nets.dit import REMAT_POLICIES
 from diffjax.nets.layers import (
     ATTENTION_IMPLEMENTATIONS,
@@ -125,7 +125,7 @@ class EDM2(nn.Module, kw_only=True):
     attention_balance: float = 0.3
     concat_balance: float = 0.5
     label_balance: float = 0.5
-    uncertainty_channels: int = 128  # Fourier features of u; 0: there is no u
+    uncertainty_channels: OrNone = 128  # Fourier features of u; 0: there is no u
     time_scale: float = 1.0
     num_classes: int
     out_channels: int

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from diffjax.core.types import Array, PyTree
+from diffjax.core.types import Array, OrNone, PyTree
 from diffjax.nets.conditions import FrameRateEmbedding, check_frequencies, split_frame_rate
 from diffjax.nets.layers import FlatDense, SelfAttention, check_choice, check_rank
 from diffjax.nets.rotary import grid_positions, space_time_sizes, turns
@@ -159,8 +159,8 @@ class SpaceTimeUNet(UNet, kw_only=True):
 
     temporal_downsampling: Sequence[int]
     phases: str = 'one'
-    temporal_kernel: int = 3
-    temporal_attention: int = 1
+    temporal_kernel: OrNone = 3
+    temporal_attention: OrNone = 1
     attention_over: str = 'time'
     frame_rate_frequencies: int = 0
 

@@ -7,6 +7,7 @@ from diffjax.core.schedules import Schedule
 from diffjax.core.solvers.exponential import KNEE, POLYNOMIALS, REMEMBER, exact_weights
 from diffjax.core.solvers.multistep import LOWEST, Method, Rule, multistep
 from diffjax.core.solvers.plans import Plan, check_noise
+from diffjax.core.types import OrNone
 
 
 def unipc(
@@ -102,7 +103,7 @@ def sa_solver(
     low: float = 0.0,
     high: float = 1.0,
     predictor: int = 3,
-    corrector: int = 4,
+    corrector: OrNone = 4,
     adapted: bool = False,
     final: str = 'lower',
 ) -> Plan:
