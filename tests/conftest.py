@@ -147,7 +147,8 @@ def command(monkeypatch, capsys):
     def run(*words):
         for name in [name for name in FLAGS if name.partition('.')[0] == 'config']:
             delattr(FLAGS, name)
-        for name in ('workdir', 'mode', 'labels', 'num_samples', 'seed', 'out', 'coordinator'):
+        known = 'workdir', 'mode', 'labels', 'num_samples', 'seed', 'out', 'coordinator', 'heartbeat_timeout_seconds'
+        for name in known:
             FLAGS[name].unparse()
         FLAGS.unparse_flags()
         monkeypatch.setattr(sys, 'argv', ['diffjax.main', *words])  # where ml_collections looks for overrides
@@ -174,6 +175,25 @@ def no_training(monkeypatch):
 
     monkeypatch.setattr('diffjax.training.loop.train', train)
     monkeypatch.setattr(Trainer, 'step', train)
+
+
+@pytest.fixture
+def refused(no_training, snapshot, tmp_path, compiles):
+    """(run, *fragments): the command run() says no, in one line with these fragments, and changes nothing."""
+
+    def check(run, *fragments):
+        before = snapshot(tmp_path)
+        with compiles() as programs:
+            code, out, err = run()
+        assert code == 2 and 'Traceback' not in out + err
+        (line,) = err.strip().splitlines()
+        assert line.startswith('error: ') and len(line) < 2000
+        for fragment in fragments:
+            assert fragment in line
+        assert snapshot(tmp_path) == before
+        assert not [name for name in programs if 'step' in name or 'draw' in name]
+
+    return check
 
 
 @pytest.fixture(scope='session')

@@ -158,6 +158,7 @@ class Checkpoints:
                 log.warning('checkpoint %d is damaged (%s); going on from checkpoint %d', bad, reason, step)
                 if iterator is not None:  # or Orbax drops every save up to the damaged step
                     self._manager.delete(bad)
+            self._whole = step
             return restored
         if steps:
             reasons = '; '.join(f'{step}: {reason}' for step, reason in damaged)

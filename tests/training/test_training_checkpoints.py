@@ -226,6 +226,21 @@ def test_reading_deletes_nothing(damaged, trainer, batch):
     assert (workdir / 'checkpoints' / '10').exists()
 
 
+def test_what_a_killed_save_has_left_goes(damaged, trainer, stream, batch):
+    """When training goes on, which needs the room; whoever only reads may be reading beside a run that saves."""
+    workdir = damaged('whole')
+    left = workdir / 'checkpoints' / '9.orbax-checkpoint-tmp'
+    (left / 'state').mkdir(parents=True)
+    run = trainer(12, mesh=MESH)
+    _, shapes, shardings = run.init(batch)
+    checkpoints = Checkpoints(workdir / 'checkpoints')
+    assert checkpoints.restore_newest(abstract(shapes, shardings)).step == 10
+    checkpoints.close()
+    assert left.exists()
+    train(run, stream(), workdir, announce=lambda text: None)
+    assert not left.exists() and (workdir / 'checkpoints' / '12').exists()
+
+
 def test_restores_on_another_mesh(damaged, trainer, batch, bits):
     workdir, found = damaged('whole'), []
     for shape in ((4, 2), (1, 1), (8, 1), (1, 8)):

@@ -85,6 +85,14 @@ def test_sigterm_saves_and_the_run_goes_on_the_same(trainer, stream, tmp_path, b
     assert read(tmp_path / 'parts') == read(tmp_path / 'whole')
 
 
+def test_the_host_is_never_far_ahead(trainer, stream, tmp_path, monkeypatch):
+    """A save waits for all steps that have been started: at most eight, whatever stands between two rows."""
+    waited = []
+    monkeypatch.setattr(jax, 'block_until_ready', lambda tree: waited.append(tree[0]))
+    train(trainer(20, log_every_steps=100, checkpoint_every_steps=100), stream(), tmp_path, announce=lambda text: None)
+    assert waited == list(range(1, 13))  # before step n + 1 is started, step n - 8 is done
+
+
 def test_other_threads_can_train(trainer, stream, tmp_path):
     """Where no signal handler can be set."""
     results = []
