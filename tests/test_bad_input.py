@@ -1,10 +1,10 @@
-"""Malformed configs, workdirs, datasets and checkpoints, through the commands.
+"""Malformed configs, workdirs and checkpoints, through the commands.
 
 Each is told in one line on stderr that names what was given, with an exit code, before anything is compiled; and no
-file is touched. The mistakes of `test_build_mistakes.py` and `test_main.py` are others.
+file is touched (`refused` of conftest.py). The mistakes of `test_build_mistakes.py` and `test_main.py` are others, and
+datasets, images and weights stand in `test_bad_files.py`.
 """
 
-import io
 import json
 import os
 import shutil
@@ -12,32 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 ROOT = Path(__file__).parents[1]
 DIGITS = f'--config={ROOT}/configs/digits.py:smoke'
 NAN, INF = float('nan'), float('inf')
-
-
-@pytest.fixture
-def refused(no_training, snapshot, tmp_path, compiles):
-    """(run, *fragments): the command run() says no, in one line with these fragments, and changes nothing."""
-
-    def check(run, *fragments):
-        before = snapshot(tmp_path)
-        with compiles() as programs:
-            code, out, err = run()
-        assert code == 2 and 'Traceback' not in out + err
-        (line,) = err.strip().splitlines()
-        assert line.startswith('error: ') and len(line) < 2000
-        for fragment in fragments:
-            assert fragment in line
-        assert snapshot(tmp_path) == before
-        assert not [name for name in programs if 'step' in name or 'draw' in name]
-
-    return check
 
 
 # Values of a config: key, value, what is said -------------------------------------------------------------------------
@@ -377,98 +357,3 @@ def test_training_does_not_begin_anew_over_damage(command, run, snapshot, monkey
     (line,) = err.strip().splitlines()
     assert code == 2 and f'none of the checkpoints in {run}/checkpoints can be used' in line
     assert snapshot(run) == before
-
-
-# Datasets -------------------------------------------------------------------------------------------------------------
-
-TRAIN = 'digits-train.array_record-00000-of-00001'
-
-
-def swap(name, old, new):
-    def change(folder):
-        text = (folder / name).read_text()
-        assert old in text
-        (folder / name).write_text(text.replace(old, new))
-
-    return change
-
-
-def picture(*size):
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new('L', size).save(buffer, 'PNG')
-    return buffer.getvalue()
-
-
-def records(image, label=3):
-    """Twenty examples in the place of the training split, the last of them with this image and label."""
-
-    def change(folder):
-        import tensorflow_datasets as tfds
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        kinds = {'image': tfds.features.Scalar(np.object_), 'label': tfds.features.Scalar(np.int64)}
-        features = tfds.features.FeaturesDict(kinds)
-        to_proto = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).get_tf_example
-        (folder / TRAIN).unlink()
-        writer = ArrayRecordWriter(str(folder / TRAIN), 'group_size:1')
-        for example in [(picture(8, 8), 3)] * 19 + [(image, label)]:
-            writer.write(to_proto(dict(zip(kinds, example))).SerializeToString())
-        writer.close()
-        swap('dataset_info.json', '"1437"', '"20"')(folder)
-
-    return change
-
-
-IMAGE = 'tensorflow_datasets.core.features.image_feature.Image'
-TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
-DATASETS = {
-    'info gone': (lambda d: (d / 'dataset_info.json').unlink(), 'dataset_info.json'),
-    'info cut': (lambda d: (d / 'dataset_info.json').write_text('{'), 'dataset_info.json is damaged: it is no JSON'),
-    'info list': (lambda d: (d / 'dataset_info.json').write_text('[]'), 'dataset_info.json is damaged: it holds no'),
-    'info empty': (lambda d: (d / 'dataset_info.json').write_text('{}'), 'digits is damaged: Invalid version'),
-    'format': (swap('dataset_info.json', '"array_record"', '"strange"'), "'strange' is not a valid FileFormat"),
-    'version': (swap('dataset_info.json', '"1.0.0"', '"x"'), "Invalid version 'x'"),
-    'splits': (swap('dataset_info.json', '"1437"', '"-5"'), "shards have whole numbers as lengths, got ['-5']"),
-    'too long': (swap('dataset_info.json', '"1437"', '"99999"'), 'index 1437 out of bound 1437'),
-    'a second shard': (
-        swap('dataset_info.json', '"1437"', '"1437", "10"'),
-        'digits-train.array_record-00000-of-00002 is not there',
-    ),
-    'a path': (swap('dataset_info.json', TEMPLATE, f'../../{TEMPLATE}'), 'it would lead out of the folder'),
-    'features gone': (lambda d: (d / 'features.json').unlink(), 'features.json is missing'),
-    'features cut': (lambda d: (d / 'features.json').write_text('{'), 'features.json is damaged: it is no JSON'),
-    'a module': (swap('features.json', IMAGE, 'antigravity.Image'), "'antigravity.Image' is no feature of"),
-    'unknown': (swap('features.json', IMAGE, f'{IMAGE}X'), f'Unrecognized FeatureConnector type: {IMAGE}X'),
-    'shape': (swap('features.json', '"8"', '"16"'), "The image of example 0 of 'digits', split 'train', cannot be dec"),
-    'dtype': (swap('features.json', '"uint8"', '"uint16"'), "'digits' has images of type uint16, expected uint8"),
-    'classes': (swap('features.json', '"10"', '"5"'), 'and its 5 classes are 0 to 4'),
-    'shard gone': (lambda d: (d / TRAIN).unlink(), f'{TRAIN} is not there'),
-    'shard empty': (lambda d: (d / TRAIN).write_bytes(b''), "Example 0 of 'digits', split 'train', cannot be read"),
-    'shard garbage': (lambda d: (d / TRAIN).write_bytes(b'garbage' * 10_000), "Example 0 of 'digits'"),
-    'shard cut': (lambda d: (d / TRAIN).write_bytes((d / TRAIN).read_bytes()[:100_000]), "Example 0 of 'digits'"),
-    'image cut': (records(picture(8, 8)[:40]), "The image of example 19 of 'digits', split 'train', cannot be decoded"),
-    'image empty': (records(b''), "The image of example 19 of 'digits', split 'train', cannot be decoded"),
-    'image size': (records(picture(9, 9)), 'cannot reshape array of size 81 into shape (8,8,1)'),
-    'label high': (records(picture(8, 8), 77), "The label of example 19 of 'digits', split 'train', is 77, and its 10"),
-    'label low': (records(picture(8, 8), -1), 'is -1, and its 10 classes are 0 to 9'),
-}
-
-
-@pytest.fixture(scope='module')
-def whole_digits(tmp_path_factory):
-    from diffjax.data import open_source
-
-    folder = tmp_path_factory.mktemp('whole')
-    open_source('digits', 'train', data_dir=folder)
-    return folder / 'digits'
-
-
-@pytest.mark.parametrize('name', DATASETS)
-def test_a_damaged_dataset(refused, command, whole_digits, tmp_path, name):
-    damage, fragment = DATASETS[name]
-    shutil.copytree(whole_digits, tmp_path / 'data' / 'digits')
-    damage(tmp_path / 'data' / 'digits' / '1.0.0')
-    words = DIGITS, f'--workdir={tmp_path}/run', f'--config.dataset.data_dir={tmp_path}/data'
-    refused(lambda: command(*words), fragment)

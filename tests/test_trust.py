@@ -151,6 +151,17 @@ def test_a_feature_is_no_path(digits, tmp_path):
         open_source('digits', 'train', data_dir=tmp_path / 'data')
 
 
+def test_a_shard_stays_in_its_folder(digits, tmp_path):
+    (shard,) = digits.glob('digits-train*')
+    moved(digits, shard.name, tmp_path / 'elsewhere' / shard.name)
+    with pytest.raises(ValueError, match=f'{shard.name} is a link that leads out of its dataset'):
+        open_source('digits', 'train', data_dir=tmp_path / 'data')
+    digits.parent.rename(tmp_path / 'whole')
+    (tmp_path / 'elsewhere' / shard.name).replace(tmp_path / 'whole' / '1.0.0' / shard.name)
+    digits.parent.symlink_to(tmp_path / 'whole')  # the whole dataset: whoever set the link has given it
+    assert len(open_source('digits', 'train', data_dir=tmp_path / 'data')) == 1437
+
+
 @pytest.fixture
 def source(tmp_path):
     """A folder of weights in two files with an index."""

@@ -243,6 +243,9 @@ def _num_examples(builder, name: str, split: str) -> int:
         ) from error
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f'{name!r}, split {split!r}: {missing[0]} is not there, one of its files. Prepare it anew.')
+    home = Path(builder.data_dir).resolve()
+    if strays := [file for file in files if not file.resolve().is_relative_to(home)]:
+        raise ValueError(f'{strays[0]} is a link that leads out of its dataset: copy what it means into the folder')
     return info.num_examples
 
 

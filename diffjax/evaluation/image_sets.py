@@ -1,5 +1,6 @@
 """Sets of images that are read in parts: arrays, NPZ archives as ADM writes them, and folders of pictures."""
 
+import contextlib
 import os
 import zipfile
 import zlib
@@ -111,21 +112,19 @@ def _read(path: str | os.PathLike, file, count: int) -> bytes:
 
 def _folder(path: Path) -> ImageSet:
     """Pictures in the order of their names, those of sub-folders too."""
-    from PIL import Image
-
     files = sorted(file for file in path.rglob('*') if file.suffix.lower() in PICTURES)
     if not files:
         raise ValueError(f'{path} holds no pictures ({", ".join(PICTURES)})')
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
-        with Image.open(file) as picture:  # reads the header alone
+        with _picture(file) as picture:  # reads the header alone
             sizes.setdefault(picture.size, file)
     if len(sizes) > 1:
         (a, first), (b, other), *_ = sizes.items()
         raise ValueError(f'pictures of one size are needed: {first} is {a[0]}x{a[1]} and {other} {b[0]}x{b[1]}')
 
     def load(file):
-        with Image.open(file) as picture:
+        with _picture(file) as picture:
             return np.asarray(picture.convert('RGB'))
 
     def parts(start, stop, size):
@@ -133,6 +132,18 @@ def _folder(path: Path) -> ImageSet:
 
     (width, height), *_ = sizes
     return ImageSet(path.name, (len(files), height, width, 3), parts)
+
+
+@contextlib.contextmanager
+def _picture(file: Path):
+    """A picture, opened. Raises ValueError, naming the file, for what is none, also when it is decoded in the block."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            yield picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of which Pillow raises
+        raise ValueError(f'{file} cannot be read as a picture: {error}') from error
 
 
 def _check(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:

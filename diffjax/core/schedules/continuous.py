@@ -217,6 +217,10 @@ class VE(Schedule):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
+    def __post_init__(self):
+        check_number('sigma_min', self.sigma_min, inside=True)
+        check_number('sigma_max', self.sigma_max, self.sigma_min, inside=True)
+
     @property
     def _rate(self):
         return 2 * np.log(self.sigma_max / self.sigma_min)
@@ -248,6 +252,9 @@ class EDM(Schedule):
 
     power: ClassVar[int] = 0
     sigma_max: float = 80.0
+
+    def __post_init__(self):
+        check_number('sigma_max', self.sigma_max, inside=True)
 
     def alpha(self, t):
         return namespace(t).ones_like(t)

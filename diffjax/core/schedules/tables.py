@@ -19,6 +19,8 @@ import numpy as np
 
 from diffjax.core.schedules.schedule import Schedule, log, namespace, sigmoid
 
+MOST_TIMESTEPS = 10**6  # of a table
+
 
 @dataclass(frozen=True, kw_only=True)
 class Discrete(Schedule):
@@ -34,6 +36,8 @@ class Discrete(Schedule):
     def __post_init__(self):
         if self.num_timesteps < 2:
             raise ValueError(f'num_timesteps is at least 2, got {self.num_timesteps}')
+        if self.num_timesteps > MOST_TIMESTEPS:
+            raise ValueError(f'num_timesteps is at most {MOST_TIMESTEPS}, got {self.num_timesteps}')
         if self.zero_terminal not in (True, False):
             raise ValueError(f'zero_terminal is True or False, got {self.zero_terminal!r}')
         betas = self.betas()
