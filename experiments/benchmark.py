@@ -166,7 +166,7 @@ def measure(name: str, options: argparse.Namespace, peak: Peak) -> list[dict[str
     """The rows of one model; what it held is given back before the next."""
     rows = []
     if 'train' in options.what:
-        work = count_work(name, options.batch_size, compute_dtype=options.dtype)
+        work = count_work(name, options.batch_size, **network_options(options))
         rows.append(train_row(name, options, peak, work))
         if options.compare and name.startswith('DiT-'):
             gc.collect()

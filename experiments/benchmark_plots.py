@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 MARKERS = 'osD^vP*X'
+
+
+def plain_numbers(axis) -> None:
+    """1, 2, 5, 10, ... instead of powers, of which short axes have too few."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_roofline(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -23,9 +31,9 @@ def draw_roofline(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     for dtype, peak, copy in sorted(roofs):
         ax.plot(x, np.minimum(peak, copy * x / 1e3), color='0.35', lw=1.4)
         ax.annotate(
-            f'{dtype}: {peak:.3g} TFLOP/s', (x[-1], peak), xytext=(-4, 5), textcoords='offset points', ha='right'
+            f'{dtype}: {peak:.4g} TFLOP/s', (x[-1], peak), xytext=(-4, 5), textcoords='offset points', ha='right'
         )
-        ax.annotate(f'{copy:.3g} GB/s', (x[0], copy * x[0] / 1e3), xytext=(8, 4), textcoords='offset points')
+        ax.annotate(f'{copy:.4g} GB/s', (x[0], copy * x[0] / 1e3), xytext=(8, 4), textcoords='offset points')
     for i, row in enumerate(rows):
         label = f'{row["model"]}, batch {row["batch"]}' + ('' if row['by'] == 'diffjax' else f', {row["by"]}')
         ax.plot(
@@ -37,6 +45,8 @@ def draw_roofline(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         )
     ax.set(xscale='log', yscale='log', xlabel='FLOPs for each byte of products and state (least)', ylabel='TFLOP/s')
     ax.set_title(f'{rows[0]["device"]}: training steps, MFU' if rows else '', fontsize=11)
+    plain_numbers(ax.xaxis), plain_numbers(ax.yaxis)
+    ax.set_ylim(top=1.4 * max((peak for _, peak, _ in roofs), default=1))
     ax.grid(alpha=0.25, which='both', lw=0.5)
     if rows:
         ax.legend(fontsize=8, loc='lower right')
@@ -63,6 +73,7 @@ def draw_growth(path: Path, rows: Sequence[Mapping[str, Any]], slopes: Sequence[
         ticks = sorted({row['n'] for row in rows if row['line'] in lines})
         ax.set_xticks(ticks, [str(n) for n in ticks], minor=False)
         ax.set_xticks([], minor=True)
+        plain_numbers(ax.yaxis)
         ax.grid(alpha=0.25, which='both', lw=0.5)
         ax.legend(fontsize=8)
     figure.supylabel('seconds')

@@ -36,14 +36,21 @@ def rows(experiment, fast_compilation, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, 'measure_peak', lambda dtype: experiment('stopwatch').Peak(*PEAK))
         patch.setattr(sampling, 'in_turns', in_turns)
-        words = ['--models=smoke', '--rounds=1', '--steps=2', '--num_steps=3', f'--out={folder}/speed.csv']
+        words = [
+            '--models=smoke',
+            '--remat=full',
+            '--rounds=1',
+            '--steps=2',
+            '--num_steps=3',
+            f'--out={folder}/speed.csv',
+        ]
         return benchmark.main(words), folder / 'speed.csv'
 
 
 def test_a_step_is_measured(rows):
     (train, _), _ = rows
     assert (train['model'], train['what'], train['batch'], train['by']) == ('smoke', 'train', 16, 'diffjax')
-    assert train['FLOPs'] == 16 * 2 * (3 * MULTIPLY_ADDS - UNASKED)
+    assert train['FLOPs'] == 16 * 2 * (3 * MULTIPLY_ADDS - UNASKED) and train['remat'] == 'full'  # counted once
     seconds = train['step, ms'] / 1e3
     assert train['examples/s'] == pytest.approx(16 / seconds)
     assert train['TFLOP/s'] == pytest.approx(train['FLOPs'] / seconds / jax.device_count() / 1e12)
