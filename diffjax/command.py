@@ -44,16 +44,17 @@ def parse(argv: list[str]) -> list[str]:
                 config_flags.DEFINE_config_file('config', None, 'The experiment: FILE.py or FILE.py:ARGUMENT.', **OPEN)
             else:
                 config_flags.DEFINE_config_dict('config', stored, 'The experiment, read from the workdir.', **OPEN)
-        if unknown := _unknown_key(argv, stored):
-            fail(unknown)
-        rest = FLAGS(argv)
-        if FLAGS.config is not None or _config_file(argv):
+        unknown = _unknown_key(argv, stored)
+        rest = argv[:1] if unknown else FLAGS(argv)
+        if not unknown and (FLAGS.config is not None or _config_file(argv)):
             _check_plain(FLAGS.config)  # a file that did not load raises here
     except (Exception, SystemExit) as error:  # a config file may raise anything
         name = _config_file(argv)
         if name and not Path(name).is_file():
             fail(f'--config={name}: there is no such file')
         fail(_unknown_key(argv, stored) or _in_file(name, error) or _one_line(error))
+    if unknown:
+        fail(unknown)
     if len(rest) > 1:
         fail(f'stray words on the command line: {" ".join(rest[1:])}; flags are written --name=value')
     return rest
