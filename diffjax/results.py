@@ -89,18 +89,21 @@ def held_out_loss(experiment: Experiment, params: PyTree) -> list[dict[str, floa
     if experiment.test is None:
         return []
     count = min(len(experiment.test), HELD_OUT_EXAMPLES)
-    size = min(count, experiment.sampler.batch_size)
+    mesh, split = experiment.mesh, batch_sharding(experiment.mesh)
+    size = -(-min(count, experiment.sampler.batch_size) // num_parts(mesh)) * num_parts(mesh)
     trainer, task = experiment.trainer(), experiment.task
 
-    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(jax.jit, out_shardings=split)
     def prepared(frozen, batch, start):
+        batch = jax.lax.with_sharding_constraint(batch, split)
         key = jax.random.fold_in(jax.random.split(jax.random.key(experiment.seed))[1], start)
         batch = trainer.prepare(batch, key)
         return batch if trainer.encode is None else trainer.encode(frozen, batch, key)
 
-    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def losses(params, batch, t, start):
         keys = sample_keys(jax.random.split(jax.random.key(experiment.seed))[0], size, start)
+        keys = jax.lax.with_sharding_constraint(keys, split)
         return task.losses_at(params, batch, t, keys)
 
     read = experiment.test.read(range(count))
