@@ -1,6 +1,6 @@
 """A space-time U-Net on the embedded moving digits: clips of 16 frames of 32 x 32, made whole.
 
-Half an hour on two CPU cores; its steps are as many as fit.
+Half an hour on two CPU cores: 22 minutes of training, and the figures of 200 clips.
 
 Arguments: network=dit (a video DiT, twice as many steps in the same time), latent (a video DiT in the latents of a
 causal autoencoder, which is trained first: clips of 13 frames), smoke (seconds, to see that it runs).
