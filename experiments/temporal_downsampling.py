@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ablate import load_config
 from absl import logging as absl_logging
@@ -23,6 +22,7 @@ from command_line import Stop
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from timed_training import (
+    PLAN,
     call_flops,
     check_same_study,
     num_steps_for,
@@ -33,7 +33,7 @@ from timed_training import (
     write_csv,
 )
 
-from diffjax.build import ConfigError, Experiment, build
+from diffjax.build import ConfigError, build
 from diffjax.evaluation.clips import contact_sheet
 from diffjax.evaluation.report import write_report
 from diffjax.nets import count_parameters
@@ -71,22 +71,13 @@ def as_large(config: dict[str, Any], wanted: int) -> dict[str, Any]:
     return found[min(found)]
 
 
-def step_memory(experiment: Experiment) -> int | None:
-    """Bytes of temporaries that the compiled training step takes; None where the compiler does not tell."""
-    trainer, size = experiment.trainer(), experiment.training.batch_size
-    batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in experiment.batch_spec.items()}
-    _, shapes, shardings = trainer.init(experiment.batch_spec)
-    analysis = trainer.step(shardings).lower(shapes, trainer.frozen, batch).compile().memory_analysis()
-    return None if analysis is None else analysis.temp_size_in_bytes
-
-
 def row_of(way: str, config: dict[str, Any], seconds: float, folder: Path) -> dict[str, Any]:
     """One network, trained for so long and measured: a line of the table."""
     config = of_length(config, num_steps_for(seconds, folder, build(config)))
     experiment = build(config)
     print(f'{way}: {config["training"]["num_steps"]} steps', flush=True)
     train_whole(config, experiment, folder)
-    found, memory = json.loads((folder / 'figures.json').read_text()), step_memory(experiment)
+    found, plan = (json.loads((folder / name).read_text()) for name in ('figures.json', PLAN))
     return {
         'halved': way,
         'base_channels': config['network']['base_channels'],
@@ -95,7 +86,7 @@ def row_of(way: str, config: dict[str, Any], seconds: float, folder: Path) -> di
         'trained_s': trained_seconds(folder),
         'gflops_per_clip': call_flops(experiment) / 1e9,
         'seconds_per_clip': found['seconds_per_sample'],
-        'mb_of_a_step': None if memory is None else memory / 1e6,
+        'mb_of_a_step': plan['mb_of_a_step'],
         **{name: found.get(name) for name in FIGURES},
     }
 
@@ -143,6 +134,9 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise Stop(f'{options.config} measures no clips: give it evaluation.clip_features')
     if options.data_dir:
         config['dataset']['data_dir'] = options.data_dir
+    config['evaluation'] |= {'noise_levels': 1}  # no curve of them is drawn
+    if options.num_samples:
+        config['evaluation']['num_samples'] = options.num_samples
     check_same_study(out, {'config': config, 'minutes': options.minutes})
     wanted, table, names = parameters_of(config), [], []
     for way, changes in WAYS.items():
@@ -159,6 +153,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='configs/video_digits.py', help='default: %(default)s')
     parser.add_argument('--minutes', type=float, default=10.0, help='of training for each; default: %(default)s')
+    parser.add_argument('--num_samples', type=int, default=0, help='clips of each; default: as the config says')
     parser.add_argument('--data_dir', default='', help='where the dataset lies; default: as the config says')
     parser.add_argument('--out', default='runs/temporal_downsampling', help='default: %(default)s')
     return parser.parse_args(argv)

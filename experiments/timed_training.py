@@ -24,19 +24,26 @@ LOGGED = {'log_every_steps': 200, 'checkpoint_every_steps': 5}  # at most so oft
 PLAN = 'num_steps.json'  # in a run's folder
 
 
-def seconds_per_step(experiment: Experiment) -> float:
-    """Of the compiled step, the median of single ones: the machine may be busy now and then."""
+def step_cost(experiment: Experiment) -> dict[str, float | None]:
+    """Of the compiled step: the median of single ones' seconds, for the machine may be busy now and then; its MB of
+    temporaries, None where the compiler does not tell.
+    """
     trainer = experiment.trainer()
     batch = experiment.source.read(range(experiment.training.batch_size))
     batch = to_global(batch, batch_sharding(experiment.mesh))
     make, _, shardings = trainer.init(batch)
-    state, step, taken = make(), trainer.step(shardings), []
+    state, taken = make(), []
+    step = trainer.step(shardings).lower(state, trainer.frozen, batch).compile()
     while len(taken) < TIMED_STEPS and (len(taken) < 7 or sum(taken) < TIMED_SECONDS):
         began = time.perf_counter()
         state, metrics = step(state, trainer.frozen, batch)
         jax.block_until_ready(metrics)
         taken.append(time.perf_counter() - began)
-    return float(np.median(taken[3:]))
+    memory = step.memory_analysis()
+    return {
+        'seconds_per_step': float(np.median(taken[3:])),
+        'mb_of_a_step': None if memory is None else memory.temp_size_in_bytes / 1e6,
+    }
 
 
 def trained_seconds(folder: Path) -> float:
@@ -51,8 +58,8 @@ def num_steps_for(seconds: float, folder: Path, experiment: Experiment) -> int:
     plan = folder / PLAN
     if not plan.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        each = seconds_per_step(experiment)
-        plan.write_text(json.dumps({'num_steps': max(round(seconds / each), 4), 'seconds_per_step': each}))
+        cost = step_cost(experiment)
+        plan.write_text(json.dumps({'num_steps': max(round(seconds / cost['seconds_per_step']), 4), **cost}))
     return json.loads(plan.read_text())['num_steps']
 
 
