@@ -10,6 +10,7 @@ import pytest
 
 from diffjax.core import grids, schedules, solvers
 from diffjax.core.checks import check_choice, check_number, check_whole, check_window
+from diffjax.core.types import OrNone
 
 NAN = float('nan')
 UNFIT = {  # what an option of each annotation is not
@@ -27,7 +28,7 @@ def options_of(module):
     for name in module.__all__:
         for option, parameter in inspect.signature(getattr(module, name)).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and (name, option) != ('times', 'values'):
-                annotation = parameter.annotation
+                annotation = int if parameter.annotation is OrNone else parameter.annotation
                 yield name, option, annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
