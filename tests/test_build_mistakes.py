@@ -188,3 +188,13 @@ def test_likelihood_needs_held_out_images_and_a_network_that_can_be_asked(config
     with pytest.raises(ConfigError, match='num_likelihoods, from likelihood_t_min to t = 1: .* Score cannot .* t = 0'):
         build(config)
     assert build(changed(config, 'evaluation.likelihood_t_min', 1e-3)).likelihood_trace() is not None
+
+
+def test_where_there_may_be_none_zero_is_taken_and_less_is_not(get_config, changed):
+    config = get_config('video_digits', 'smoke').to_dict()
+    alone = changed(changed(config, 'network.temporal_kernel', 0), 'network.temporal_attention', 0)
+    build(alone)
+    with pytest.raises(ConfigError, match='base_channels is a whole number from 1 on, got 0'):
+        build(changed(config, 'network.base_channels', 0))
+    with pytest.raises(ConfigError, match='temporal_attention=-1 must be a number of blocks'):
+        build(changed(config, 'network.temporal_attention', -1))
