@@ -104,6 +104,7 @@ def build_baseline(config: Mapping[str, Any]) -> Baseline:
         training=training,
         mesh=section(make_mesh, config, 'mesh'),
         optimizer=optimizer,
+        config=dict(config),
     )
     baseline.comparison()  # checks itself
     check_shapes(baseline)
@@ -147,7 +148,7 @@ def _encoder(options: dict[str, Any], key: str, **fitted: Any) -> generative.Pic
 
 
 def drawing(experiment: Baseline, at_most: int | None = None) -> Callable[..., np.ndarray]:
-    """(params, labels, *, seed, progress, finish) -> samples, by one compiled program.
+    """(params, labels, *, seed, progress, finish, kept) -> samples, by one compiled program.
 
     at_most: the number of samples that will ever be drawn at once, if that is known.
     """
@@ -200,7 +201,7 @@ def measure(
 
     All processes draw; process 0 measures and writes, the others return {}.
     """
-    drawn = draw_samples(experiment, drawing(experiment), params, seed=seed, progress=progress)
+    drawn = draw_samples(experiment, drawing(experiment), params, workdir, seed=seed, progress=progress)
     figures = image_figures(experiment, drawn.images, drawn.labels, progress=progress)
     if jax.process_index():
         return {}

@@ -4,7 +4,7 @@ Whatever does not fit raises `ConfigError`, with the choices there are, before a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Drawing(Learning):
     latents: Latents | None  # the first stage, where one is used
     sampler: Any  # its settings, of which every kind has `params` and `batch_size`
     evaluation: EvaluationSettings
+    config: Mapping[str, Any] = field(repr=False, compare=False)  # which this is as objects
 
     @property
     def params_name(self) -> str:
@@ -285,6 +286,7 @@ def build(config: Mapping[str, Any], *, for_sampling: bool = False, latents: Lat
         mesh=mesh,
         rules=rules,
         optimizer=optimizer,
+        config=config,
     )
     # each checks itself
     experiment.plan(), experiment.guidance(), experiment.likelihood_trace()

@@ -12,8 +12,8 @@ from diffjax.settings import ConfigError
 class Kind(NamedTuple):
     """build(config) -> what is trained; measure(it, params, workdir, step, *, seed, progress) -> figures.
 
-    Of a kind that draws also drawing(it, at_most) -> (params, labels, *, seed, progress, finish) -> samples, and of one
-    that is not the default load(config, workdir) -> what `diffjax.load` gives.
+    Of a kind that draws also drawing(it, at_most) -> (params, labels, *, seed, progress, finish, kept) -> samples, and
+    of one that is not the default load(config, workdir) -> what `diffjax.load` gives.
     """
 
     build: Callable[..., Any]

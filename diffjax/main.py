@@ -27,6 +27,7 @@ training.ema_snapshot_every_steps leaves snapshots, from which --mode=ema makes 
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import app
@@ -237,7 +238,7 @@ def sample_run(workdir: Path) -> None:
 
     from diffjax.kinds import kind_of
     from diffjax.results import save_samples
-    from diffjax.run import check_labels, labels_to_draw, to_output
+    from diffjax.run import check_labels, keep_samples, labels_to_draw, to_output
 
     config, experiment = start()
     if (drawing := kind_of(config).drawing) is None:
@@ -256,13 +257,16 @@ def sample_run(workdir: Path) -> None:
         labels = np.resize(labels, FLAGS.num_samples or len(labels))
     params, step = find_params(config, experiment, workdir)
     draw = drawing(experiment, at_most=len(labels))
-    x = draw(params, labels, seed=FLAGS.seed, progress=sys.stderr.isatty())
     stem = Path(FLAGS.out) if FLAGS.out else workdir / 'samples' / f'{experiment.sampler.file_name}-seed{FLAGS.seed}'
+    stem = stem.with_name(stem.name.replace('.', '_'))
+    kept, finish = keep_samples(experiment, params, labels, FLAGS.seed, stem), partial(to_output, experiment)
+    images = draw(params, labels, seed=FLAGS.seed, progress=sys.stderr.isatty(), finish=finish, kept=kept)
     if jax.process_index():
         return
-    stem, rate = stem.with_name(stem.name.replace('.', '_')), experiment.frame_rate
     known = edit and edit.known(len(labels))
-    archive, picture = save_samples(stem, to_output(experiment, x), labels, rate, known)
+    archive, picture = save_samples(stem, images, labels, experiment.frame_rate, known)
+    if kept is not None:
+        kept.clear()
     say(f'{len(labels)} samples at step {step}: {picture} and {archive}')
 
 

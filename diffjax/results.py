@@ -29,7 +29,9 @@ from diffjax.evaluation.pictures import line_plot, sample_grid
 from diffjax.evaluation.references import reference_figures
 from diffjax.evaluation.report import class_figures, evaluate_samples, write_report
 from diffjax.json_files import read_json
-from diffjax.run import drawing, labels_to_draw, to_output
+from diffjax.kept_samples import Kept
+from diffjax.run import drawing, keep_samples, labels_to_draw, to_output
+from diffjax.settings import ConfigError
 from diffjax.training.metrics import read_rows
 from diffjax.training.sharding import batch_sharding, num_parts, replicated
 
@@ -198,22 +200,31 @@ class Drawn(NamedTuple):
     images: np.ndarray  # or latents
     labels: np.ndarray
     seed: int
-    seconds: float
+    seconds_per_sample: float | None  # None: all were drawn before, by a command that died
     known: Known | None = None  # of clips that were made from others
+    kept: Kept | None = None  # on disk, until all is written
 
 
 def draw_samples(
-    experiment: Drawing, draw: Callable[..., np.ndarray], params: PyTree, *, seed: int, progress: bool
+    experiment: Drawing, draw: Callable[..., np.ndarray], params: PyTree, workdir: Path, *, seed: int, progress: bool
 ) -> Drawn:
     """`evaluation.num_samples` samples of all classes alike, or of the clips they are made from, none rejected or
-    selected. draw: as of `run.drawing`.
+    selected. draw: as of `run.drawing`. What a command that died has drawn is not drawn again.
     """
+    if not experiment.evaluation.num_samples:
+        raise ConfigError(
+            'evaluation.num_samples = 0: there is nothing to measure; --num_samples says how many to draw'
+        )
     edit, labels = experiment.edit(), labels_to_draw(experiment, experiment.evaluation.num_samples)
+    kept = keep_samples(experiment, params, labels, seed, Path(workdir) / 'samples')
+    missing = len(labels) - (kept.num_samples if kept else 0)
     finish = functools.partial(to_output, experiment)
-    draw(params, labels[:1], seed=seed, finish=finish)  # compiles
+    if missing:
+        draw(params, labels[:1], seed=seed, finish=finish)  # compiles
     began = time.perf_counter()
-    images = draw(params, labels, seed=seed, progress=progress, finish=finish)
-    return Drawn(images, labels, seed, time.perf_counter() - began, edit and edit.known(len(labels)))
+    images = draw(params, labels, seed=seed, progress=progress, finish=finish, kept=kept)
+    seconds = (time.perf_counter() - began) / missing if missing else None
+    return Drawn(images, labels, seed, seconds, edit and edit.known(len(labels)), kept)
 
 
 def measure(
@@ -224,7 +235,7 @@ def measure(
     All processes draw; process 0 measures and writes, the others return {}.
     """
     workdir = Path(workdir)
-    drawn = draw_samples(experiment, drawing(experiment), params, seed=seed, progress=progress)
+    drawn = draw_samples(experiment, drawing(experiment), params, workdir, seed=seed, progress=progress)
     levels, likelihood = held_out_loss(experiment, params), held_out_likelihood(experiment, params)
     figures = image_figures(experiment, drawn.images, drawn.labels, progress=progress)
     if jax.process_index():
@@ -260,7 +271,8 @@ def write_results(
     tables: dict[str, list] | None = None,
 ) -> dict[str, Any]:
     """The figures with what the drawing took; samples, the curve of the loss, report.md and figures.json written."""
-    figures = figures | {'seconds_per_sample': drawn.seconds / len(drawn.labels)}
+    if drawn.seconds_per_sample is not None:
+        figures = figures | {'seconds_per_sample': drawn.seconds_per_sample}
     stem = workdir / 'samples'
     shown = {'Samples': save_samples(stem, drawn.images, drawn.labels, experiment.frame_rate, drawn.known)[1]}
     if clips.is_clip(drawn.images.shape[1:]):
@@ -287,6 +299,8 @@ def write_results(
     part = workdir / 'figures.part'
     part.write_text(json.dumps({**figures, 'seed': drawn.seed}, indent=2, default=float) + '\n')
     os.replace(part, workdir / 'figures.json')
+    if drawn.kept is not None:
+        drawn.kept.clear()
     return figures
 
 

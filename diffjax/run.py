@@ -20,8 +20,10 @@ from diffjax.core.solvers import Plan
 from diffjax.core.transforms import NO_TRANSFORMS, Transforms
 from diffjax.core.types import Model, PyTree
 from diffjax.data import from_uint8, to_uint8
+from diffjax.kept_samples import Kept, digest_of
 from diffjax.tasks import Denoising
-from diffjax.training.checkpoints import abstract
+from diffjax.training.checkpoints import abstract, checksums
+from diffjax.training.places import place_of
 from diffjax.training.posthoc_ema import (
     RECONSTRUCTED,
     SNAPSHOTS,
@@ -34,6 +36,7 @@ from diffjax.training.posthoc_ema import (
 from diffjax.training.sharding import batch_sharding, num_parts, replicated
 from diffjax.training.snapshots import Snapshots
 
+DRAW_NOTHING = 'training', 'evaluation', 'optimizer'  # sections of a config; parameters stand for what they were
 MIN_SIZES = 64, 8, 2  # rows, remembered estimates, noises that plans are padded to; larger ones to powers of 2
 
 
@@ -83,12 +86,13 @@ class Sampler:
         seed: int = 0,
         progress: bool = False,
         finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+        kept: Kept | None = None,
     ) -> np.ndarray:
         """Samples [N, *shape], float32, one for each label; sample i depends on the seed, i and its label alone.
 
         `frame_rate` is that of clips, for a network that is told it; `known` what they keep, x0 uint8 [N, T, H, W, C]
         and mask [T, H, W, 1]; `windows` are those in which longer clips are made. `finish` is applied to each batch:
-        bytes, say, take a quarter of the memory.
+        bytes, say, take a quarter of the memory. Batches that are `kept` are not drawn again.
         """
         sizes = len(plan.t), plan.num_remembered, plan.num_noises
         plan = pad(plan, *(max(least, 1 << max(size - 1, 0).bit_length()) for size, least in zip(sizes, MIN_SIZES)))
@@ -106,7 +110,7 @@ class Sampler:
             told = guidance, transforms, labels, negative, key_data, start, rate, kept
             return self._draw(params, plan, *told, windows)
 
-        return in_batches(draw, labels, self.batch_size, progress=progress, finish=finish)
+        return in_batches(draw, labels, self.batch_size, progress=progress, finish=finish, kept=kept)
 
 
 def in_batches(
@@ -116,16 +120,29 @@ def in_batches(
     *,
     progress: bool = False,
     finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    kept: Kept | None = None,
 ) -> np.ndarray:
-    """Samples for labels [N]. draw(labels [batch_size], start): those from number `start` on, the last batch padded."""
-    labels, chunks = np.asarray(labels, np.int32), []
-    with tqdm(total=len(labels), unit='sample', disable=not progress, dynamic_ncols=True) as bar:
+    """Samples for labels [N]. draw(labels [batch_size], start): those from number `start` on, the last batch padded.
+
+    Each batch is `kept` as soon as it is finished, and taken from there where it was drawn before.
+    """
+    labels, samples = np.asarray(labels, np.int32), None
+    before = 0 if kept is None else kept.num_samples
+    how = {'initial': before, 'unit': 'sample', 'disable': not progress, 'dynamic_ncols': True}
+    with tqdm(total=len(labels), **how) as bar:
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
-            x = draw(np.pad(part, (0, batch_size - len(part))), np.int32(start))
-            chunks.append(finish(np.asarray(x)[: len(part)]))
-            bar.update(len(part))
-    return np.concatenate(chunks)
+            x = None if kept is None else kept.take(start, len(part))
+            if x is None:
+                x = draw(np.pad(part, (0, batch_size - len(part))), np.int32(start))
+                x = finish(np.asarray(x)[: len(part)])
+                if kept is not None:
+                    kept.keep(start, x)
+                bar.update(len(part))
+            if samples is None:
+                samples = np.empty((len(labels), *x.shape[1:]), x.dtype)
+            samples[start : start + len(part)] = x
+    return samples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,7 +202,7 @@ def make_sampler(experiment: Experiment, at_most: int | None = None) -> Sampler:
 
 
 def drawing(experiment: Experiment, at_most: int | None = None) -> Callable[..., np.ndarray]:
-    """(params, labels, *, seed, progress, finish) -> samples, as the config's `sampler` section wants them."""
+    """(params, labels, *, seed, progress, finish, kept) -> samples, as the config's `sampler` section wants them."""
     sampler, plan, options = make_sampler(experiment, at_most), experiment.plan(), experiment.sampling_options()
     edit = experiment.edit()
 
@@ -195,6 +212,33 @@ def drawing(experiment: Experiment, at_most: int | None = None) -> Callable[...,
     return draw
 
 
+def keep_samples(experiment: Drawing, params: PyTree, labels: np.ndarray, seed: int, stem: Path) -> Kept | None:
+    """What has been drawn of these samples, to be filed as STEM.npz, by a command that died: in the folder STEM.parts.
+
+    None where they are drawn at once. What they are made by is all that they depend on: a batch of other parameters,
+    another plan, seed or label, another section of the config or other devices does not count.
+    """
+    if len(labels) <= experiment.sampler.batch_size:
+        return None
+    ours, mesh, latents = isinstance(experiment, Experiment), experiment.mesh, experiment.latents
+    shape, device = experiment.image_shape or experiment.sample_shape, mesh.devices.flat[0]
+    edit, windows = experiment.edit(), experiment.windows() if ours else None
+    shape = shape if windows is None else (windows.num_frames, *shape[1:])
+    made_by = {
+        'parameters': np.asarray(checksums(params)),
+        'latents': latents and [np.asarray(checksums(latents.params)), latents.shift, latents.scale, latents.settings],
+        'sections': {name: value for name, value in experiment.config.items() if name not in DRAW_NOTHING},
+        'sampler': experiment.sampler,
+        'plan': ours and [experiment.plan(), experiment.sampling_options(), experiment.standardisation],
+        'known': edit and edit.known(len(labels)),
+        'labels': labels,
+        'seed': seed,
+        'devices': [device.platform, device.device_kind, dict(mesh.shape), jax.process_count()],
+    }
+    sample = jax.ShapeDtypeStruct(shape, np.float32 if experiment.image_shape is None else np.uint8)
+    return Kept(stem.with_name(f'{stem.name}.parts'), digest_of(made_by), sample)
+
+
 def reconstruct_averages(
     experiment: Experiment, workdir: str | os.PathLike, widths: list[float], step: int | None = None
 ) -> dict[str, Reconstruction]:
@@ -202,10 +246,11 @@ def reconstruct_averages(
 
     step: None for the newest snapshot's. Raises FileNotFoundError where the run kept no snapshots.
     """
-    folder, profiles = Path(workdir) / SNAPSHOTS, power_profiles(experiment.training.ema)
+    place, profiles = place_of(workdir, experiment.training.checkpoints), power_profiles(experiment.training.ema)
+    folder = place / SNAPSHOTS
     if not folder.is_dir() or not profiles:
         raise FileNotFoundError(
-            f'{workdir} holds no snapshots of averages: train with power averages in training.ema, such as '
+            f'{place} holds no snapshots of averages: train with power averages in training.ema, such as '
             'power:sigma_rel=0.05 and power:sigma_rel=0.10, and a training.ema_snapshot_every_steps'
         )
     snapshots = Snapshots(folder)

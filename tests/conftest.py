@@ -178,6 +178,26 @@ def no_training(monkeypatch):
 
 
 @pytest.fixture
+def dying():
+    """`with dying():` whatever draws samples ends as soon as it has kept one batch."""
+    from diffjax.kept_samples import Kept
+
+    keep = Kept.keep
+
+    def die(self, first, samples):
+        keep(self, first, samples)
+        raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def end():
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Kept, 'keep', die)
+            yield
+
+    return end
+
+
+@pytest.fixture
 def refused(no_training, snapshot, tmp_path, compiles):
     """(run, *fragments): the command run() says no, in one line with these fragments, and changes nothing."""
 

@@ -139,6 +139,30 @@ def test_the_command_trains_samples_and_evaluates(command, tmp_path, name):
     assert code == 2 and 'for networks that denoise' in err
 
 
+def test_killed_while_it_draws_it_goes_on(trained, loaded, dying, caplog, tmp_path):
+    """To the same bytes, and to the same figures but for the time."""
+    experiment = replace(
+        trained[1],
+        sampler=replace(trained[1].sampler, batch_size=7),
+        evaluation=replace(trained[1].evaluation, num_samples=20),
+    )
+    params, folders = jax.tree.map(np.asarray, loaded.params), [tmp_path / 'whole', tmp_path / 'killed']
+    with dying():
+        measure(experiment, params, folders[1], 4)
+    assert len(list((folders[1] / 'samples.parts').iterdir())) == 1 and not caplog.records
+    figures = []
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        figures.append(measure(experiment, params, folder, 4))
+    assert [record.message.partition(',')[0] for record in caplog.records] == [
+        'going on after 7 samples that were drawn before'
+    ]
+    assert figures[0].pop('seconds_per_sample') > 0 and figures[1].pop('seconds_per_sample') > 0
+    assert figures[0] == figures[1]
+    assert (folders[0] / 'samples.npz').read_bytes() == (folders[1] / 'samples.npz').read_bytes()
+    assert not (folders[1] / 'samples.parts').exists()
+
+
 def test_each_side_has_its_optimizer(get_config, changed, tmp_path):
     """A discriminator whose steps are nothing stays where it is, while the generator moves; and the other way round."""
     smoke = get_config('digits_gan', 'smoke').to_dict()

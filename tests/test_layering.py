@@ -32,6 +32,7 @@ TOP = (
     'build',
     'starting',
     'workdir',
+    'kept_samples',
     'run',
     'clip_figures',
     'results',

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from diffjax.first_stage import build_first_stage
 from diffjax.latents import latents_name
 from diffjax.restoring import restore_params
 from diffjax.results import held_out_loss, measure
+from diffjax.run import keep_samples, to_output
 from diffjax.settings import ConfigError
 from diffjax.stages import find, make_ready, open_latents, open_ready, settings_of
 from diffjax.starting import imported_params
@@ -290,6 +292,29 @@ def test_samples_need_the_moments_and_not_the_latents(learned):
     (workdir / 'latent_moments.json').unlink()
     with pytest.raises(ConfigError, match=r'it, or .*latent_moments\.json, is not there'):
         diffjax.load(workdir)
+
+
+def test_killed_while_it_draws_it_goes_on(learned, command, dying, caplog, tmp_path):
+    """What is kept are decoded images, tied to what decodes them; and latents where nothing does."""
+    _, workdir = learned
+    words = ['--mode=sample', f'--workdir={workdir}', '--num_samples=12', '--config.sampler.batch_size=8']
+    with dying():
+        command(*words, f'--out={tmp_path}/x')
+    assert command(*words, f'--out={tmp_path}/x')[0] == 0 and 'going on after 8 samples' in caplog.text
+    assert command(*words, f'--out={tmp_path}/y')[0] == 0
+    assert (tmp_path / 'x.npz').read_bytes() == (tmp_path / 'y.npz').read_bytes()
+
+    run = diffjax.load(workdir, overrides={'sampler': {'batch_size': 8}})
+    made, labels = run.sampler(run.params, run.experiment.plan(), [1] * 8), np.ones(12, np.int32)
+    whole = run.experiment.latents
+    moved = jax.tree.map(lambda a: a * np.float32(1.001), whole.params)
+    others = [None, replace(whole, params=moved), replace(whole, scale=whole.scale * 2), whole]
+    for i, latents in enumerate(others):
+        experiment = replace(run.experiment, latents=latents)
+        kept = keep_samples(experiment, run.params, labels, 0, tmp_path / 'z')
+        assert kept.num_samples == 0
+        kept.keep(0, to_output(experiment, made))
+        assert keep_samples(experiment, run.params, labels, 0, tmp_path / 'z').num_samples == 8, i
 
 
 def test_latents_of_another_state_of_the_autoencoder_are_told(learned):

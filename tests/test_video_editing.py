@@ -132,6 +132,29 @@ def test_what_is_known_is_in_the_bytes_that_are_written(command, workdir, held_o
     assert (tmp_path / 'x.png').stat().st_size > 500 and (tmp_path / 'x.gif').stat().st_size > 500
 
 
+def test_killed_while_it_draws_it_goes_on(command, workdir, held_out, dying, caplog, tmp_path):
+    """Of clips in windows; those that were made from other clips do not count."""
+    words = ['--mode=sample', f'--workdir={workdir}', '--num_samples=12', '--config.sampler.num_frames=7']
+    words += ['--config.sampler.known=first_frames', '--config.sampler.batch_size=8']
+
+    def archive(name, *more):
+        assert command(*words, f'--out={tmp_path}/{name}', *more)[0] == 0
+        return (tmp_path / f'{name}.npz').read_bytes()
+
+    for name in ('a', 'b'):
+        with dying():
+            command(*words, f'--out={tmp_path}/{name}')
+    assert archive('a') == archive('whole') and 'going on after 8 samples' in caplog.text
+    caplog.clear()
+    np.savez(tmp_path / 'clips.npz', arr_0=held_out[0][::-1])
+    other = f'--config.sampler.known_from={tmp_path}/clips.npz', '--labels=3'
+    with dying():
+        command(*words, f'--out={tmp_path}/b', *other)
+    np.savez(tmp_path / 'clips.npz', arr_0=held_out[0])
+    archive('b', *other)
+    assert not caplog.records
+
+
 def test_clips_may_come_from_files(command, workdir, held_out, tmp_path):
     """An archive's own labels are drawn, one sample of each clip; a picture moves, as the class that is asked for."""
     clips, labels = held_out

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 FAREWELL_SECONDS = 5  # for processes that fail alike, with a mistake in the config, say: they end in order
+MOST_BYTES = 2**26  # that travel from one process to the others at once
 
 
 def connect(coordinator: str, num_processes: int | None, process_id: int | None, heartbeat_seconds: int) -> None:
@@ -100,3 +102,15 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
         yield lambda step: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def from_process_0(data: bytes) -> bytes:
+    """What process 0 gives, on every process; what the others give does not matter."""
+    if jax.process_count() == 1:
+        return data
+    whole, rest = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), MOST_BYTES), np.int32))
+    sizes, pieces = [MOST_BYTES] * int(whole) + [int(rest)] * bool(rest), []
+    for i, size in enumerate(sizes):
+        mine = data[i * MOST_BYTES : i * MOST_BYTES + size] if jax.process_index() == 0 else bytes(size)
+        pieces.append(multihost_utils.broadcast_one_to_all(np.frombuffer(mine, np.uint8)).tobytes())
+    return b''.join(pieces)
