@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+GCS = ['gcsfs>=2026.10.1', 'google-cloud-storage>=3.17.1']  # the second for Orbax
 TEST = ['pytest>=9.2.0', 'pytest-xdist>=3.8.0', 'hypothesis>=6.170.15', 'ruff>=0.17.5', 'safetensors>=0.8.0']
 
 setup(
@@ -21,6 +22,7 @@ setup(
         'array_record>=0.8.6',
         'chex>=0.1.92',
         'diffrax>=0.7.2',
+        'etils[epath]>=1.15.0',
         'flax>=0.12.8',
         'grain>=0.2.18',
         'importlib_resources>=7.1.0',  # tensorflow-datasets uses it and does not say so
@@ -40,7 +42,8 @@ setup(
         'tqdm>=4.70.1',
     ],
     extras_require={
-        'test': TEST,
+        'test': TEST + GCS,
+        'gcs': GCS,  # checkpoints in a bucket: training.checkpoints=gs://...
         'video': ['imageio-ffmpeg>=0.6.0'],  # samples as MP4
         'cuda12': ['jax[cuda12]>=0.10.2'],
         'cuda13': ['jax[cuda13]>=0.10.2'],

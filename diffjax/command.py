@@ -16,6 +16,12 @@ FLAGS = flags.FLAGS
 WITH_DEFAULTS = 'network', 'dataset', 'training', 'sampler', 'first_stage', 'encoding'  # keys may be left out
 OPEN = {'lock_config': False, 'accept_new_attributes': True}  # what is not known is refused here, and by `build`
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, report.')
+flags.register_validator(
+    'workdir',
+    lambda workdir: '://' not in (workdir or ''),
+    'is a folder of this machine: logs and pictures are written to it. Checkpoints alone can lie in a bucket, by '
+    '--config.training.checkpoints=gs://BUCKET/FOLDER',
+)
 flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'ema', 'encode'], 'What to do.')
 flags.DEFINE_string('labels', '', 'sample: classes to draw, such as 0,1,2 or 7; repeated up to --num_samples.')
 flags.DEFINE_integer('num_samples', None, 'sample, evaluate: how many. Default: 10 of each class; the config.', 1)

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffjax.core.types import PyTree
-from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.checkpoints import CHECKPOINTS, Checkpoints, abstract
+from diffjax.training.places import place_of
 from diffjax.training.posthoc_ema import is_reconstructed, read_reconstructed
 from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
@@ -21,15 +22,16 @@ from diffjax.training.state import TrainState
 
 def restore(experiment: Any, workdir: str | os.PathLike) -> tuple[TrainState, int]:
     """The train state of the newest whole checkpoint, and its step. Raises FileNotFoundError when there is none."""
-    folder = Path(workdir) / 'checkpoints'
+    place = place_of(workdir, experiment.training.checkpoints)
+    folder = place / CHECKPOINTS
     if not folder.is_dir():
-        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
+        raise FileNotFoundError(f'{place} holds no checkpoint yet: train it first')
     _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
     checkpoints = Checkpoints(folder)
     restored = checkpoints.restore_newest(abstract(shapes, shardings))
     checkpoints.close()
     if restored is None:
-        raise FileNotFoundError(f'{workdir} holds no checkpoint yet: train it first')
+        raise FileNotFoundError(f'{place} holds no checkpoint yet: train it first')
     return restored.state, restored.step
 
 

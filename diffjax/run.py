@@ -23,6 +23,7 @@ from diffjax.data import from_uint8, to_uint8
 from diffjax.kept_samples import Kept, digest_of
 from diffjax.tasks import Denoising
 from diffjax.training.checkpoints import abstract, checksums
+from diffjax.training.places import place_of
 from diffjax.training.posthoc_ema import (
     RECONSTRUCTED,
     SNAPSHOTS,
@@ -245,10 +246,11 @@ def reconstruct_averages(
 
     step: None for the newest snapshot's. Raises FileNotFoundError where the run kept no snapshots.
     """
-    folder, profiles = Path(workdir) / SNAPSHOTS, power_profiles(experiment.training.ema)
+    place, profiles = place_of(workdir, experiment.training.checkpoints), power_profiles(experiment.training.ema)
+    folder = place / SNAPSHOTS
     if not folder.is_dir() or not profiles:
         raise FileNotFoundError(
-            f'{workdir} holds no snapshots of averages: train with power averages in training.ema, such as '
+            f'{place} holds no snapshots of averages: train with power averages in training.ema, such as '
             'power:sigma_rel=0.05 and power:sigma_rel=0.10, and a training.ema_snapshot_every_steps'
         )
     snapshots = Snapshots(folder)

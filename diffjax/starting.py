@@ -7,6 +7,8 @@ from typing import Any
 from diffjax.build import ConfigError, Experiment
 from diffjax.components import parse_component
 from diffjax.core.types import PyTree
+from diffjax.training.checkpoints import CHECKPOINTS
+from diffjax.training.places import place_of, steps_in
 from diffjax.weights import WeightsError
 from diffjax.weights.fitting import load_for
 
@@ -17,9 +19,8 @@ def imported_params(config: Mapping[str, Any], experiment: Experiment, workdir: 
     None where it names nothing, and where the workdir holds a checkpoint, which then counts. Raises ConfigError where
     they are those of another network.
     """
-    folder, checkpoints = experiment.training.init_from, workdir / 'checkpoints'
-    begun = checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
-    if not folder or begun:
+    folder = experiment.training.init_from
+    if not folder or steps_in(place_of(workdir, experiment.training.checkpoints) / CHECKPOINTS):
         return None
     make, shapes, _ = experiment.trainer().init(experiment.batch_spec)
     network = parse_component(config['network'], 'network')

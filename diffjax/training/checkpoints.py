@@ -8,8 +8,8 @@ for each array travels to the host.
 
 import copy
 import logging
+import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffjax.core.types import PyTree
-from diffjax.training.disk import refused, writing
+from diffjax.training.disk import refused, unanswered, writing
+from diffjax.training.places import absolute, half_written, in_bucket
 
 log = logging.getLogger('diffjax')
+
+CHECKPOINTS = 'checkpoints'  # folder of a workdir, or of what training.checkpoints names
 
 
 class Restored(NamedTuple):
@@ -64,7 +67,7 @@ def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
 def sweep(folder) -> None:
     """Removes what saves have left that were killed or met a full disk: it may be the very room that is missing."""
     if jax.process_index() == 0:
-        for left in folder.glob('*.orbax-checkpoint-tmp*'):
+        for left in half_written(folder):
             left.rmtree()
 
 
@@ -79,11 +82,11 @@ logging.getLogger('absl').addFilter(_ToldOnce())
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one folder, on a disk or in a bucket."""
 
-    def __init__(self, folder: Path, keep: int = 3):
+    def __init__(self, folder: str | os.PathLike, keep: int = 3):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(folder), options=options)
         self._saving = None  # the step of the save that nobody has waited for yet
         self._whole = self._manager.latest_step()
 
@@ -128,7 +131,8 @@ class Checkpoints:
     @contextmanager
     def _writing(self):
         good = f'the last good checkpoint is step {self._whole}' if self._whole else 'there is no checkpoint yet'
-        then = f'{good}: make room and run the command again'
+        remedy = 'put that right' if in_bucket(self._manager.directory) else 'make room'
+        then = f'{good}: {remedy} and run the command again'
         try:
             with writing(f'the checkpoint of step {self._saving}', self._manager.directory, then):
                 yield
@@ -152,6 +156,8 @@ class Checkpoints:
                 restored = self._restore(step, abstract_state, iterator)
             except Exception as error:  # Orbax raises Exception, ValueError and KeyError for damage
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ''
+                if (why := unanswered(error)) is not None:  # no damage: what cannot be read now must not be deleted
+                    raise RuntimeError(f'{self._manager.directory / str(step)} cannot be read now: {why}') from error
                 damaged.append((step, f'{type(error).__name__}: {reason}'))
                 continue
             for bad, reason in damaged:

@@ -20,10 +20,11 @@ from diffjax.core.types import Array, PyTree
 from diffjax.data import to_global
 from diffjax.tasks import Task
 from diffjax.training.averages import Average
-from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.checkpoints import CHECKPOINTS, Checkpoints, abstract
 from diffjax.training.flops import count_flops
 from diffjax.training.metrics import Log
 from diffjax.training.nonfinite import NonFiniteError, keep_batch, read_again
+from diffjax.training.places import check_place, place_of
 from diffjax.training.posthoc_ema import SNAPSHOTS, power_profiles
 from diffjax.training.processes import stop_requests
 from diffjax.training.sharding import Rules, batch_sharding, check_batch, replicated, state_shardings
@@ -40,6 +41,8 @@ MAX_AHEAD = 8  # steps started and not done: the device never waits for the host
 class Settings:
     """How long and how: the `training` section of a config.
 
+    `checkpoints` is the folder that holds the run's checkpoints and snapshots, gs://BUCKET/FOLDER or another of this
+    machine's, with the config beside them; '': the workdir, where everything else stays.
     `init_from` is a folder that `python -m diffjax.weights import` wrote: the parameters to start from; '' draws them.
     `ema` names the averages of the parameters: each a decay, or an entry of `training.averages`. Every
     `ema_snapshot_every_steps` steps, and at the end, the power averages among them are kept for `--mode=ema`; 0: never.
@@ -54,6 +57,7 @@ class Settings:
     log_every_steps: int = 100
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
+    checkpoints: str = ''
     ema: dict[str, float | Average] = field(default_factory=lambda: {'ema': 0.9999})
     ema_snapshot_every_steps: int = 0
     init_from: str = ''
@@ -72,6 +76,7 @@ class Settings:
                 raise ValueError(f'training.ema.{name} is a decay between 0 and 1, got {decay}')
         if self.on_nan not in ('stop', 'skip'):
             raise ValueError(f"training.on_nan is 'stop' or 'skip', got {self.on_nan!r}")
+        check_place(self.checkpoints)
         if self.max_skipped_in_a_row < 0:
             raise ValueError(f'training.max_skipped_in_a_row is a number of steps, got {self.max_skipped_in_a_row}')
         if self.ema_snapshot_every_steps < 0 or (self.ema_snapshot_every_steps and not power_profiles(self.ema)):
@@ -167,7 +172,8 @@ def train(
     raw = to_global(next(iterator), batch_sharding(mesh))
     iterator.set_state(start)
     make, shapes, shardings = trainer.init(raw)
-    checkpoints = Checkpoints(Path(workdir) / 'checkpoints', settings.keep_checkpoints)
+    place = place_of(workdir, settings.checkpoints)
+    checkpoints = Checkpoints(place / CHECKPOINTS, settings.keep_checkpoints)
     restored = checkpoints.restore_newest(abstract(shapes, shardings), iterator)
     state, step, notes = restored[:3] if restored else (make(params), 0, {})
     if step >= settings.num_steps:
@@ -183,7 +189,7 @@ def train(
     with ExitStack() as closing:
         stop_now = closing.enter_context(stop_requests())  # first, hence last: until all is saved
         closing.callback(checkpoints.close)
-        snapshots = Snapshots(Path(workdir) / SNAPSHOTS) if settings.ema_snapshot_every_steps else None
+        snapshots = Snapshots(place / SNAPSHOTS) if settings.ema_snapshot_every_steps else None
         if snapshots is not None:
             closing.callback(snapshots.close)
             snapshots.forget_after(step)

@@ -105,6 +105,7 @@ class Log:
             return
         self._workdir, self._num_steps, self._tty = Path(workdir), num_steps, sys.stderr.isatty()
         with self._writing():
+            self._workdir.mkdir(parents=True, exist_ok=True)  # where the checkpoints lie elsewhere it may be new
             self._csv = CsvLog(self._workdir / 'metrics.csv', resume_step)
             self._events = EventLog(self._workdir / 'tensorboard', resume_step)
         self._bar = tqdm(

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.core.types import PyTree
-from diffjax.training.checkpoints import Checkpoints, abstract
+from diffjax.training.checkpoints import CHECKPOINTS, Checkpoints, abstract
 from diffjax.training.loop import Trainer
 from diffjax.training.nonfinite import Kept, read_kept
+from diffjax.training.places import place_of
 from diffjax.training.sharding import batch_sharding, replicated
 
 
@@ -88,7 +89,8 @@ def replay(
 def _state_before(trainer, kept: Kept, iterator, frozen, raw, workdir, params, jump, announce) -> tuple:
     """(the state before the kept step, its shardings)."""
     make, shapes, shardings = trainer.init(raw)
-    checkpoints = Checkpoints(Path(workdir) / 'checkpoints', trainer.settings.keep_checkpoints)
+    place = place_of(workdir, trainer.settings.checkpoints)
+    checkpoints = Checkpoints(place / CHECKPOINTS, trainer.settings.keep_checkpoints)
     restored = checkpoints.restore_newest(abstract(shapes, shardings), before=kept.step)
     checkpoints.close()
     state, start = (restored.state, restored.step) if restored else (make(params), 0)

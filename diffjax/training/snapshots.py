@@ -1,11 +1,12 @@
 """Parameters kept on disk by step: the snapshots of averages that a run leaves, and what is made of them afterwards.
 
 A step holds one item for each named tree, and the checksums of its arrays, which are compared when it comes back (see
-`training.checkpoints`). A step is whole or not there: it is written elsewhere and renamed.
+`training.checkpoints`). A step is whole or not there: it is written elsewhere and renamed, in a bucket ended by a file
+that says so.
 """
 
 import logging
-from pathlib import Path
+import os
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from diffjax.core.types import PyTree
 from diffjax.training.checkpoints import checksums, sweep
 from diffjax.training.disk import writing
+from diffjax.training.places import absolute
 
 log = logging.getLogger('diffjax')
 
@@ -24,12 +26,12 @@ class DamagedSnapshot(ValueError):
 class Snapshots:
     """The trees of one folder, by step and name."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str | os.PathLike):
         apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix='snapshots')  # from the run's checkpoints
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None, enable_async_checkpointing=True, multiprocessing_options=apart
         )
-        self.folder = Path(folder).absolute()
+        self.folder = absolute(folder)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
