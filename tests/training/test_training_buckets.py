@@ -5,6 +5,7 @@ The bucket is `fake_gcs`, which gcsfs, TensorStore and google-cloud-storage take
 
 import csv
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from etils import epath
 from fake_gcs import FakeGCS
 
+from diffjax.starting import imported_params
 from diffjax.training.averages import Power
 from diffjax.training.checkpoints import Checkpoints, abstract
 from diffjax.training.disk import CannotWrite
@@ -269,5 +271,24 @@ def test_what_reads_buckets_may_be_missing(gcs, monkeypatch):
 
 def test_a_half_written_first_checkpoint_is_no_beginning(gcs, folder, state):
     """Imported weights are where the run starts until a checkpoint is whole."""
-    gcs.put('bucket/runs/a/checkpoints/1/state/_sharding', b'{}')
-    assert steps_in(folder) == [] and [path.name for path in half_written(folder)] == ['1']
+
+    class Imported(Exception):
+        pass
+
+    def imports():
+        raise Imported
+
+    training = SimpleNamespace(init_from='weights', checkpoints=RUN)
+    experiment = SimpleNamespace(training=training, trainer=imports)
+    saved(folder, state, 1)
+    assert imported_params({}, experiment, 'workdir') is None
+    gcs.delete('bucket/runs/a/checkpoints/1/commit_success.txt')
+    with pytest.raises(Imported):
+        imported_params({}, experiment, 'workdir')
+
+
+def test_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', '/home/somebody')
+    found = [str(place_of('run', given)) for given in ('', 'elsewhere', '~/runs', 'gs://bucket/a')]
+    assert found == [f'{tmp_path}/run', f'{tmp_path}/elsewhere', '/home/somebody/runs', 'gs://bucket/a']
