@@ -33,17 +33,19 @@ from diffjax.kept_samples import Kept
 from diffjax.run import drawing, keep_samples, labels_to_draw, to_output
 from diffjax.settings import ConfigError
 from diffjax.training.metrics import read_rows
+from diffjax.training.processes import from_process_0
 from diffjax.training.sharding import batch_sharding, num_parts, replicated
 
 HELD_OUT_EXAMPLES = 1024  # at most, for the loss by noise level
 
 
 def finished(workdir: str | os.PathLike, num_steps: int) -> bool:
-    """Whether the figures of a run of this length are there."""
+    """Whether the figures of a run of this length are there: in the workdir of process 0, which writes them."""
     figures = read_json(Path(workdir) / 'figures.json')
     if figures is not None and not isinstance(figures.get('step'), int):
         raise ValueError(f'{workdir}/figures.json is damaged: it has no step; remove it, and it is made anew')
-    return figures is not None and figures['step'] >= num_steps
+    done = figures is not None and figures['step'] >= num_steps
+    return from_process_0(b'yes' if done else b'') == b'yes'
 
 
 def save_samples(
