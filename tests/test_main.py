@@ -197,6 +197,12 @@ def test_evaluate_measures_again(command, trained, tmp_path):
     assert '| bits per dimension | **' in (workdir / 'report.md').read_text()
 
 
+def test_no_samples_are_not_measured(command, trained, snapshot):
+    before = snapshot(trained)
+    code, _, err = command('--mode=evaluate', f'--workdir={trained}', '--config.evaluation.num_samples=0')
+    assert code == 2 and 'error: evaluation.num_samples = 0: ' in err and snapshot(trained) == before
+
+
 def test_averages_of_other_lengths(command, tmp_path):
     """From training to samples: the command makes them from snapshots, and says what to call them."""
     (tmp_path / 'powers.py').write_text(
