@@ -32,10 +32,7 @@ def component(module, spec: Any, where: str, *positional: str, **given: Any) -> 
         given: options that the config does not choose.
     """
     name, options = parse_component(spec, where)
-    known = {_plain(entry): entry for entry in module.__all__}
-    if _plain(name) not in known:
-        raise ConfigError(f'{where}: unknown name {name!r}{_suggest(name, module.__all__)}')
-    entry = getattr(module, known[_plain(name)])
+    entry = find(module, name, where)
     parameters = inspect.signature(entry).parameters
     accepted = [p for p in parameters if p not in (*positional, *given, 'parent', 'name')]
     check_keys(f'{where} {name!r}', options, accepted)
@@ -44,6 +41,8 @@ def component(module, spec: Any, where: str, *positional: str, **given: Any) -> 
         raise ConfigError(f'{where} {name!r} needs {", ".join(missing)}')
     given = {key: value for key, value in given.items() if key in parameters}
     for key in options:
+        if parameters[key].annotation == bool | str and options[key] in ('True', 'False'):  # as the command line has it
+            options[key] = options[key] == 'True'
         if parameters[key].annotation is Schedule:
             options[key] = component(schedules, options[key], f'{where} {name!r} {key}')()
 
@@ -59,6 +58,14 @@ def component(module, spec: Any, where: str, *positional: str, **given: Any) -> 
         return made
 
     return make
+
+
+def find(module, name: str, where: str) -> Any:
+    """The entry of a module that a config names. Raises ConfigError where there is none."""
+    known = {_plain(entry): entry for entry in module.__all__}
+    if _plain(name) not in known:
+        raise ConfigError(f'{where}: unknown name {name!r}{_suggest(name, module.__all__)}')
+    return getattr(module, known[_plain(name)])
 
 
 def _names(error: Exception, wrong: str) -> bool:

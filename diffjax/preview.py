@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         start_devices(count)
         devices = find_devices(FLAGS.device, count)
         rate = measured_rate(FLAGS.measured_steps_per_second, FLAGS.workdir, devices)
-        experiment = build_for(config, FLAGS.workdir)
+        experiment = build_for(config, FLAGS.workdir, looped=any(device.name != 'cpu' for device in devices))
     except (ValueError, FileNotFoundError) as error:
         fail(str(error))
     from diffjax.training.estimates import count_cost
@@ -155,16 +155,33 @@ def measured_rate(given: float | None, workdir: str | None, devices: list) -> fl
     return statistics.median(rates[1:] or rates)  # the first row has waited for the first batches
 
 
-def build_for(config: dict[str, Any], workdir: str | None):
-    """The experiment of a config, a dataset of latents or a first stage that is not there replaced by its shapes."""
+def build_for(config: dict[str, Any], workdir: str | None, *, looped: bool):
+    """The experiment of a config, a dataset of latents or a first stage that is not there replaced by its shapes.
+
+    looped: with the loop over layers that 'auto' is on GPUs and TPUs; on fake devices it would be written out.
+    """
     from diffjax.kinds import DENOISING, kind_of
     from diffjax.stages import open_latents
 
     kind = kind_of(config)
     if kind is not DENOISING:
         return kind.build(config)
+    if looped:
+        config['network'] = with_loop(config.get('network'))
     with tempfile.TemporaryDirectory() as empty:
         return kind.build(config, for_sampling=True, latents=open_latents(config, workdir or empty))
+
+
+def with_loop(network: Any) -> Any:
+    """The section `network` with scan_layers=True where it is 'auto'."""
+    from diffjax import nets
+    from diffjax.components import find, parse_component
+
+    name, options = parse_component(network, 'network')
+    chosen = inspect.signature(find(nets, name, 'network')).parameters.get('scan_layers')
+    if chosen is None or options.get('scan_layers', chosen.default) != 'auto':
+        return network
+    return {'name': name, **options, 'scan_layers': True}
 
 
 # The report -----------------------------------------------------------------------------------------------------------

@@ -326,3 +326,10 @@ def test_a_network_without_a_null_label_is_neither_guided_nor_dropped(get_config
     with pytest.raises(ConfigError, match='guidance = 2 needs a null label'):
         build(changed(config, 'sampler.guidance', 2.0))
     assert build(changed(changed(config, 'sampler.guidance', 2.0), 'sampler.negative_label', 3)).guidance() is not None
+
+
+@pytest.mark.parametrize('text, switch', [('True', True), ('False', False), ('auto', 'auto')])
+def test_a_switch_that_is_a_word_by_default_takes_the_command_lines_texts(text, switch):
+    fields = {'patch_size': 2, 'hidden_size': 8, 'depth': 1, 'num_heads': 2, 'num_classes': 3, 'out_channels': 1}
+    network = component(nets, {'name': 'DiT', **fields, 'scan_layers': text}, 'network')()
+    assert network.scan_layers is switch or network.scan_layers == switch == 'auto'

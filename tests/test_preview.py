@@ -93,7 +93,32 @@ def test_a_dataset_need_not_be_there(get_config, tmp_path, name, network, featur
     config = get_config(name).to_dict()
     config['network'] |= network
     config['dataset']['data_dir'] = str(tmp_path)
-    assert preview.build_for(config, None).batch_spec[feature].shape == (1, *shape)
+    assert preview.build_for(config, None, looped=True).batch_spec[feature].shape == (1, *shape)
+
+
+@pytest.mark.parametrize(
+    'network, found',
+    [
+        ('DiT:depth=2', {'name': 'DiT', 'depth': 2, 'scan_layers': True}),
+        ({'name': 'dit', 'scan_layers': 'auto'}, {'name': 'dit', 'scan_layers': True}),
+        ({'name': 'DiT', 'scan_layers': False}, {'name': 'DiT', 'scan_layers': False}),
+        ('UNet', 'UNet'),  # has no trunk
+    ],
+)
+def test_the_loop_of_other_devices(network, found):
+    assert preview.with_loop(network) == found
+
+
+@pytest.mark.parametrize('looped, unroll', [(True, 1), (False, 3)])
+def test_layers_run_in_a_loop_where_the_device_has_one(config, looped, unroll):
+    """Where all devices are CPUs, a depth of three is written out."""
+    config['network'] |= {'scan_layers': 'auto', 'depth': 3}
+    experiment = preview.build_for(config | {'mesh': {'data': 8}}, None, looped=looped)
+    params = experiment.trainer().init(experiment.batch_spec)[1].params
+    image = jax.ShapeDtypeStruct((1, *experiment.sample_shape), 'float32')
+    t, label = (jax.ShapeDtypeStruct((1,), dtype) for dtype in ('float32', 'int32'))
+    program = str(jax.make_jaxpr(experiment.task.model.apply)(params, image, t, label))
+    assert f'unroll={unroll}' in program and program.count('scan[') == 1
 
 
 def test_the_rate_of_a_run(tmp_path):
