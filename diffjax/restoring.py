@@ -20,18 +20,22 @@ from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
 
 
-def restore(experiment: Any, workdir: str | os.PathLike) -> tuple[TrainState, int]:
-    """The train state of the newest whole checkpoint, and its step. Raises FileNotFoundError when there is none."""
+def restore(experiment: Any, workdir: str | os.PathLike, *, before: int | None = None) -> tuple[TrainState, int]:
+    """The train state of the newest whole checkpoint, or of the newest before a step, and its step.
+
+    Raises FileNotFoundError when there is none.
+    """
     place = place_of(workdir, experiment.training.checkpoints)
     folder = place / CHECKPOINTS
     if not folder.is_dir():
         raise FileNotFoundError(f'{place} holds no checkpoint yet: train it first')
     _, shapes, shardings = experiment.trainer().init(experiment.batch_spec)
     checkpoints = Checkpoints(folder)
-    restored = checkpoints.restore_newest(abstract(shapes, shardings))
+    restored = checkpoints.restore_newest(abstract(shapes, shardings), before=before)
     checkpoints.close()
     if restored is None:
-        raise FileNotFoundError(f'{place} holds no checkpoint yet: train it first')
+        which = 'checkpoint yet: train it first' if before is None else f'checkpoint before step {before}'
+        raise FileNotFoundError(f'{place} holds no {which}')
     return restored.state, restored.step
 
 

@@ -46,11 +46,19 @@ def step_cost(experiment: Experiment) -> dict[str, float | None]:
     }
 
 
-def trained_seconds(folder: Path) -> float:
-    """What a run's steps took, from its metrics.csv: without compiling, and without what followed."""
+def seconds_of_steps(folder: Path) -> list[tuple[int, float]]:
+    """(step, what the steps up to it took) from a run's metrics.csv: without compiling, and without what followed."""
     with open(folder / 'metrics.csv', newline='') as file:
         rows = [(int(row['step']), float(row['steps_per_second'])) for row in csv.DictReader(file)]
-    return sum((step - before) / rate for (before, _), (step, rate) in itertools.pairwise([(0, 1.0), *rows]))
+    taken = itertools.accumulate(
+        (step - before) / rate for (before, _), (step, rate) in itertools.pairwise([(0, 1.0), *rows])
+    )
+    return list(zip((step for step, _ in rows), taken))
+
+
+def trained_seconds(folder: Path) -> float:
+    """What all of a run's steps took."""
+    return seconds_of_steps(folder)[-1][1]
 
 
 def num_steps_for(seconds: float, folder: Path, experiment: Experiment) -> int:
