@@ -131,10 +131,11 @@ def get_config(arg: str = '') -> ConfigDict:
             },
             'mesh': {'data': -1, 'fsdp': 1, 'sequence': 1},
             'sampler': {
-                'solver': 'dpmpp_2m',
+                # Frames that have decided apart are brought together by noise anew at each step.
+                'solver': 'ddpm',
                 'grid': 'shifted',
-                'num_steps': 24,
-                'guidance': 3.0,
+                'num_steps': 60,
+                'guidance': 5.0,
                 'params': '',
                 'batch_size': 50,
                 'frame_rate': 0.0,
