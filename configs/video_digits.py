@@ -1,6 +1,6 @@
 """A space-time U-Net on the embedded moving digits: clips of 16 frames of 32 x 32, made whole.
 
-Half an hour on two CPU cores: 22 minutes of training, and the figures of 200 clips.
+Half an hour on two CPU cores: 22 minutes of training, and the figures of 100 clips.
 
 Arguments: network=dit (a video DiT, twice as many steps in the same time), latent (a video DiT in the latents of a
 causal autoencoder, which is trained first: clips of 13 frames), smoke (seconds, to see that it runs).
@@ -141,7 +141,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'frame_rate': 0.0,
             },
             'evaluation': {
-                'num_samples': 200,
+                'num_samples': 100,
                 'classifier': 'none',
                 'noise_levels': 10,
                 'features': 'pixels',
