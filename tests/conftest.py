@@ -9,6 +9,7 @@ import copy
 import gc
 import hashlib
 import os
+import resource
 import runpy
 import shutil
 import sys
@@ -240,3 +241,15 @@ def trained(tmp_path_factory, get_config):
     train(replace(experiment, mesh=one_device).trainer(), batches, workdir, announce=lambda text: None)
     jax.config.update('jax_disable_most_optimizations', before)
     return workdir
+
+
+@pytest.fixture
+def limit_files():
+    """(num_bytes): files of this process grow no longer: the system refuses the write, as on a full disk. (): again."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(num_bytes=before[0]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+
+    yield limit
+    limit()

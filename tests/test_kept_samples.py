@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -154,18 +153,6 @@ def test_half_a_batch_does_not_count(folder):
     drawn = Drawn()
     assert drawn.all(open_kept(folder)).tobytes() == WHOLE.tobytes() and drawn.starts == [6, 9]
     assert not list(folder.glob('*.part'))
-
-
-@pytest.fixture
-def limit_files():
-    """(num_bytes): files of this process grow no longer: the system refuses the write, as on a full disk. (): again."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(num_bytes=before[0]):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-
-    yield limit
-    limit()
 
 
 def test_a_full_disk_ends_the_keeping_and_not_the_run(folder, caplog, limit_files):

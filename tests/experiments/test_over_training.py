@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,22 @@ def test_each_checkpoint_is_a_row(experiment, trained, tmp_path, capsys):
     assert capsys.readouterr().out == ''
 
 
+def test_a_clip_that_shows_no_single_digit_leaves_a_gap(experiment, monkeypatch, tmp_path):
+    """As early in training: the rows have the same columns, and what is there is drawn."""
+    module, clips = experiment('over_training'), np.zeros((2, 4, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(module, 'image_figures', lambda *args: {'frechet_ratio': 2.0})
+    run = SimpleNamespace(sample=lambda labels, seed: clips, experiment=None)
+    rows = []
+    for found in ({'flicker_ratio': 3.0}, {'flicker_ratio': 1.5, 'class_constancy': 0.5, 'class_constancy_real': 1.0}):
+        monkeypatch.setattr(module, 'clip_figures', lambda *args, found=found: found)
+        rows.append({'step': len(rows), 'minutes': 1.0} | module.figures_of(run, np.zeros(2), 0))
+    assert np.isnan(rows[0]['class_constancy']) and rows[1]['class_constancy'] == 0.5
+    module.write_csv(tmp_path / 'rows.csv', rows)
+    assert module.read_done(tmp_path)[1] == pytest.approx(rows[1], nan_ok=True)
+    module.plot(tmp_path / 'figures.png', rows)
+    assert (tmp_path / 'figures.png').read_bytes()[:4] == b'\x89PNG'
+
+
 def test_what_is_missing_is_said_in_one_line(experiment, trained, tmp_path):
     module = experiment('over_training')
     copy = tmp_path / 'empty'
@@ -49,6 +66,7 @@ def test_what_is_missing_is_said_in_one_line(experiment, trained, tmp_path):
     for words, fragment in (
         ([f'--workdir={tmp_path}/nowhere'], 'holds no run: there is no config.json in it'),
         ([f'--workdir={copy}'], 'holds no checkpoint yet'),
+        ([f'--workdir={trained}', '--sampler=ddpm'], "changes are written key=value,..., got 'ddpm'"),
         ([f'--workdir={trained}', '--sampler=solver=ddmp'], "unknown name 'ddmp' (did you mean ddpm?)"),
     ):
         with pytest.raises(SystemExit) as stopped:

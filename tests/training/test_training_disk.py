@@ -1,7 +1,6 @@
 """A disk that is full while a run writes: one line says so, what was whole stays whole, and the run goes on from it."""
 
 import os
-import resource
 import subprocess
 import time
 
@@ -16,18 +15,6 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 
 def quiet(text):
     del text
-
-
-@pytest.fixture
-def limit_files():
-    """(num_bytes): files of this process grow no longer: the system refuses the write, as on a full disk. (): again."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(num_bytes=before[0]):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-
-    yield limit
-    limit()
 
 
 def wait_for(path):
