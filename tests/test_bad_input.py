@@ -322,7 +322,7 @@ CHECKPOINTS = {
     'cut': (lambda run: every_file(run / 'checkpoints', lambda b: b[:-20]), 'none of the checkpoints'),
     'wider': (
         lambda run: edit(run / 'config.json', lambda c: c['network'].update(hidden_size=64)),
-        "damaged, or of another network than the config's",
+        'params.blocks_0.attention.out.bias is (32,) there, (64,) by the config',
     ),
     'deeper': (
         lambda run: edit(run / 'config.json', lambda c: c['network'].update(depth=3)),

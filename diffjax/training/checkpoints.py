@@ -64,6 +64,24 @@ def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
+def check_shapes(folder, abstract_state: PyTree) -> None:
+    """Raises ValueError, before a value is read, where an array there has another shape than is asked for.
+
+    Orbax refuses such an array too, but only amid reading all the others, whose tasks then report errors of their own.
+    """
+    there = ocp.StandardCheckpointHandler().metadata(folder).tree
+    names = {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in _leaves(there)}
+    for path, leaf in _leaves(abstract_state):
+        name = jax.tree_util.keystr(path, simple=True, separator='.')
+        found = getattr(names.get(name), 'shape', None)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and found not in (None, leaf.shape):
+            raise ValueError(f'{name} is {found} there, {leaf.shape} by the config')
+
+
+def _leaves(tree: PyTree) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
 def sweep(folder) -> None:
     """Removes what saves have left that were killed or met a full disk: it may be the very room that is missing."""
     if jax.process_index() == 0:
@@ -175,6 +193,7 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, abstract_state: PyTree, iterator) -> Restored:
+        check_shapes(self._manager.directory / str(step) / 'state', abstract_state)
         got = self._manager.restore(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), check=ocp.args.JsonRestore()),

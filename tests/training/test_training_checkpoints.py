@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from diffjax.training.checkpoints import Checkpoints, abstract, checksums
@@ -260,6 +261,19 @@ def test_another_shape_is_refused_and_nothing_deleted(damaged, trainer, stream):
     with pytest.raises(RuntimeError, match='none of the checkpoints'):
         train(run, stream(), workdir, announce=lambda text: None)
     assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'4', '8', '10'}
+
+
+def test_an_array_of_another_shape_is_named_before_a_value_is_read(tree, stream, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {'params': tree}, stream(), {})
+    checkpoints.wait()
+    wanted = jax.eval_shape(lambda: {'params': tree})
+    assert checkpoints.restore_newest(wanted).step == 3
+    wanted['params']['half'] = jax.ShapeDtypeStruct((7, 4), jnp.bfloat16)
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', lambda *args, **options: pytest.fail('values are read'))
+    with pytest.raises(RuntimeError, match=r'params\.half is \(7, 3\) there, \(7, 4\) by the config'):
+        checkpoints.restore_newest(wanted)
+    checkpoints.close()
 
 
 def test_a_step_is_never_saved_twice_in_silence(trainer, stream, tmp_path):
