@@ -33,6 +33,7 @@ from flax import linen as nn
 from diffjax.core.types import Array, PyTree
 from diffjax.nets.dit import REMAT_POLICIES
 from diffjax.nets.layers import ATTENTION_IMPLEMENTATIONS, COMPUTE_DTYPES, check_choice, check_rank
+from diffjax.nets.patches import from_patches, to_patches
 from diffjax.nets.unet_blocks import (
     PROJECTIONS,
     SAMES,
@@ -63,10 +64,12 @@ class UNet(nn.Module, kw_only=True):
               'pooled' [B, pooled_size] and 'size' [B, 6]; or, where num_classes > 0, labels, which become
               `num_tokens` tokens (and `pooled`; the size is then that of x)
 
-    base_channels          level i has `base_channels * channel_multipliers[i]` channels at 1 / 2^i of the size, so H
-                           and W are multiples of 2^(levels - 1); the embedding of time has 4 base_channels features
+    base_channels          level i has `base_channels * channel_multipliers[i]` channels at 1 / 2^i of the size in
+                           patches, so H and W are multiples of patch_size 2^(levels - 1); the embedding of time has
+                           4 base_channels features
+    patch_size             squares of so many pixels are folded into channels first, and unfolded last
     num_res_blocks         residual blocks of a level on the way down; on the way up it has one more
-    attention_resolutions  attention follows each residual block where the height is one of these,
+    attention_resolutions  attention follows each residual block where the height, in patches, is one of these,
     attention_levels       or where the level is one of these, whatever the height
     middle_attention       between the two residual blocks in the middle: 'normalised', 'plain' (no norm) or 'none'
     num_heads, head_dim    heads, one number or one for each level; with head_dim > 0 as many as the channels hold
@@ -86,6 +89,7 @@ class UNet(nn.Module, kw_only=True):
 
     base_channels: int
     channel_multipliers: Sequence[float] = (1, 2, 2)
+    patch_size: int = 1
     num_res_blocks: int = 2
     attention_resolutions: Sequence[int] = (16,)
     attention_levels: Sequence[int] = ()
@@ -144,12 +148,13 @@ class UNet(nn.Module, kw_only=True):
         told = self._told(x, t, cond)
         style = self._style(0.0 if deterministic else self.dropout)
 
-        h = conv(self._widths[0], self.compute_dtype, 'conv_in')(jnp.asarray(x))
+        h = conv(self._widths[0], self.compute_dtype, 'conv_in')(to_patches(jnp.asarray(x), self.patch_size))
         h, skips = self._down(h, told, style)
         h = self._middle(h, told, style)
         h = self._up(h, told, style, skips)
         h = nn.silu(GroupNorm(self.num_groups, self.norm_epsilon, name='norm_out')(h))
-        return conv(self.out_channels, jnp.float32, 'conv_out', init=ZEROS)(h)
+        h = conv(self.out_channels * self.patch_size**2, jnp.float32, 'conv_out', init=ZEROS)(h)
+        return from_patches(h, self.patch_size)
 
     def _told(self, x: Array, t: Array, cond: PyTree) -> Told:
         return Condition(
@@ -238,11 +243,11 @@ class UNet(nn.Module, kw_only=True):
     def _check_size(self, x: Array) -> None:
         check_rank('UNet', x, '[B, H, W, C]')
         levels = len(self.channel_multipliers)
-        total = 2 ** (levels - 1)
+        total = self.patch_size * 2 ** (levels - 1)
         if x.shape[1] % total or x.shape[2] % total:
             raise ValueError(
-                f'height and width must be multiples of {total} (channel_multipliers has {levels} levels, '
-                f'{levels - 1} halvings), got {x.shape[1]}x{x.shape[2]}'
+                f'height and width must be multiples of {total} (patch_size {self.patch_size}, and channel_multipliers '
+                f'has {levels} levels, {levels - 1} halvings), got {x.shape[1]}x{x.shape[2]}'
             )
 
 
@@ -255,6 +260,8 @@ def _check_levels(unet: UNet) -> None:
     levels = len(unet.channel_multipliers)
     if not levels:
         raise ValueError('channel_multipliers is empty; give one multiplier for each level, as in (1, 2, 2)')
+    if unet.patch_size < 1:
+        raise ValueError(f'patch_size={unet.patch_size} must be positive')
     for field in ('num_heads', 'transformer_depth'):
         value = getattr(unet, field)
         each = (value,) * levels if isinstance(value, int) else value

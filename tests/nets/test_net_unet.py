@@ -233,6 +233,19 @@ def test_it_works_on_digits_and_on_32_pixels(shape, changes, image_batch):
     assert len(names) == (4 if shape[1] == 8 else 7)  # (down + up) blocks of the chosen sizes, and the middle
 
 
+def test_patches_are_pixels_of_more_channels(perturb, image_batch):
+    """The network on patches of 2 is the one on pixels, whose channels are the four pixels of a square, row by row."""
+    x, t, labels = image_batch((2, 8, 8, 2))
+    on_patches, on_pixels = _model(patch_size=2), _model(out_channels=12)
+    params = perturb(on_patches.init(jax.random.key(0), x, t, labels))
+    squares = jnp.concatenate([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+    found = on_pixels.apply(params, squares, t, labels)
+    wanted = jnp.zeros((2, 8, 8, 3))
+    for place in range(4):
+        wanted = wanted.at[:, place // 2 :: 2, place % 2 :: 2].set(found[..., 3 * place : 3 * place + 3])
+    np.testing.assert_allclose(on_patches.apply(params, x, t, labels), wanted, atol=1e-5)
+
+
 def test_samples_are_independent_and_every_input_matters(tiny, batch):
     model, params = tiny
     x, t, _ = batch
@@ -384,6 +397,7 @@ def test_it_learns_the_digits(learn_digits):
         ({'transformer_depth': 0}, 'transformer_depth=0 must be a positive number, or 2'),
         ({'attention_levels': [2]}, 'there is no level 2; the 2 levels count from 0'),
         ({'num_groups': 16}, 'num_groups=16 does not divide the 8 channels'),
+        ({'patch_size': 0}, 'patch_size=0 must be positive'),
         ({'pooled_size': 4}, 'pooled_size=4 needs text_size > 0'),
     ],
 )
@@ -398,8 +412,10 @@ def test_wrong_shapes_are_refused(batch):
     def init(shape, **changes):
         jax.eval_shape(as_model(UNet(**(TINY | changes))).init, jax.random.key(0), jnp.zeros(shape), t, labels)
 
-    with pytest.raises(ValueError, match=r'multiples of 2 \(channel_multipliers has 2 levels, 1 halvings\), got 8x7'):
+    with pytest.raises(ValueError, match=r'multiples of 2 \(patch_size 1, .* has 2 levels, 1 halvings\), got 8x7'):
         init((1, 8, 7, 2))
+    with pytest.raises(ValueError, match=r'multiples of 4 \(patch_size 2, .* has 2 levels, 1 halvings\), got 8x6'):
+        init((1, 8, 6, 2), patch_size=2)
     with pytest.raises(ValueError, match=r'UNet takes x of shape \[B, H, W, C\], got \(8, 8\)'):
         init((8, 8))
     with pytest.raises(ValueError, match='3 heads do not divide the 16 channels of level 1'):
