@@ -1,6 +1,6 @@
 """A space-time U-Net on the embedded moving digits: clips of 16 frames of 32 x 32, made whole.
 
-On two CPU cores: 26 to 30 minutes of training, and then the figures of 100 clips.
+On two CPU cores: about 30 minutes of training, and then the figures of 100 clips.
 
 Arguments: network=dit (a video DiT, twice as many steps in the same time), latent (a video DiT in the latents of a
 causal autoencoder, which is trained first: clips of 13 frames), smoke (seconds, to see that it runs).
