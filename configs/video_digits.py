@@ -2,8 +2,8 @@
 
 On two CPU cores: about 30 minutes of training, and then the figures of 100 clips.
 
-Arguments: network=dit (a video DiT, twice as many steps in the same time), latent (a video DiT in the latents of a
-causal autoencoder, which is trained first: clips of 13 frames), smoke (seconds, to see that it runs).
+Arguments: network=dit (a video DiT), latent (a video DiT in the latents of a causal autoencoder, which is trained
+first: clips of 13 frames), smoke (seconds, to see that it runs).
 """
 
 from ml_collections import ConfigDict
