@@ -53,6 +53,16 @@ class FakeGCS:
         self._server.shutdown()
         self._server.server_close()
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment in which clients find it."""
+        return {
+            'STORAGE_EMULATOR_HOST': self.url,  # read by gcsfs and google-cloud-storage
+            'TENSORSTORE_GCS_HTTP_URL': self.url,
+            'NO_GCE_CHECK': 'true',  # gcsfs: no credentials of the machine
+            'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',  # it would ask by gRPC what kind of bucket this is
+        }
+
     def put(self, name: str, data: bytes) -> Object:
         with self.lock:
             self._generation += 1

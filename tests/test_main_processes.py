@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,10 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fake_gcs import FakeGCS
 
 from diffjax.evaluation.image_sets import open_images
 from diffjax.evaluation.references import read_reference, reference_figures
 from diffjax.evaluation.spaces import pixels
+from diffjax.training.places import COMMITTED
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 ROOT = Path(__file__).parents[1]
@@ -219,13 +222,13 @@ def test_sigterm_at_any_stage(whole, tmp_path):
     np.testing.assert_array_equal(*(np.load(folder / 'samples.npz')['arr_0'] for folder in (workdir, whole[0])))
 
 
-def start_pair(workdir, *options):
+def start_pair(workdirs, *options, **variables):
     """Two processes of one device each, over which parameters are split."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
     options += (f'--coordinator=localhost:{port}', '--num_processes=2', '--config.mesh.fsdp=2')
-    return [start(workdir, *options, f'--process_id={i}') for i in range(2)]
+    return [start(workdir, *options, f'--process_id={i}', **variables) for i, workdir in enumerate(workdirs)]
 
 
 def first_row(workdir):
@@ -236,7 +239,7 @@ def first_row(workdir):
 def test_a_dead_process_ends_the_others(tmp_path, dead):
     """In less than the time after which a silent one counts as dead, and with a word on why. 0 coordinates them."""
     workdir = tmp_path / 'run'
-    pair = start_pair(workdir, '--config.training.num_steps=100000')
+    pair = start_pair([workdir] * 2, '--config.training.num_steps=100000')
     assert wait_for(pair[0], first_row(workdir))
     pair[dead].kill()
     began, other = time.monotonic(), pair[1 - dead]
@@ -257,7 +260,7 @@ def test_two_processes_train_as_one(whole, tmp_path):
     np.savez(reference, np.random.default_rng(0).integers(0, 256, (25, 8, 8, 1), dtype=np.uint8))
     measured = f'--config.evaluation.reference={reference}'
 
-    first = start_pair(workdir, measured)
+    first = start_pair([workdir] * 2, measured)
     assert wait_for(first[0], first_row(workdir))
     first[1].send_signal(signal.SIGTERM)
     (out, _), (silent, quiet) = [finish(process) for process in first]
@@ -266,7 +269,7 @@ def test_two_processes_train_as_one(whole, tmp_path):
     assert 'device: 2 x cpu' in out and 'mesh: data 1 x fsdp 2' in out
     assert 'step ' not in silent and 'step ' not in quiet  # the second process writes nothing
 
-    (out, _), (silent, _) = [finish(process) for process in start_pair(workdir, measured)]
+    (out, _), (silent, _) = [finish(process) for process in start_pair([workdir] * 2, measured)]
     assert f'going on from checkpoint {step}' in out and 'class accuracy' in out
     one, two = rows(whole[0]), rows(workdir)
     assert list(one) == list(two)
@@ -281,3 +284,32 @@ def test_two_processes_train_as_one(whole, tmp_path):
     for name in ('frechet_distance', 'precision', 'recall'):
         assert figures[name] == pytest.approx(alone[name], rel=1e-9)
     assert alone['frechet_distance'] > 1
+
+
+def steps_of(gcs):
+    """Those of the checkpoints in gs://bucket/run that are whole."""
+    name = re.compile(r'bucket/run/checkpoints/(\d+)/' + COMMITTED)
+    return sorted(int(found[1]) for found in map(name.fullmatch, gcs.names()) if found)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_disk_each_and_one_bucket(whole, tmp_path):
+    """Machines that share no folder, as those of a pod do not. Both die, their disks are lost, and they go on."""
+    with FakeGCS('bucket') as gcs:
+        bucket = '--config.training.checkpoints=gs://bucket/run'
+        first = start_pair([tmp_path / 'a', tmp_path / 'b'], bucket, **gcs.variables)
+        assert wait_for(first[0], lambda: 14 in steps_of(gcs))
+        for process in first:
+            process.kill()
+        assert steps_of(gcs) and max(steps_of(gcs)) < STEPS
+
+        again = [tmp_path / 'c', tmp_path / 'd']
+        (out, _), (silent, _) = [finish(process) for process in start_pair(again, bucket, **gcs.variables)]
+        assert 'going on from checkpoint' in out and 'class accuracy' in out and 'step ' not in silent
+        assert steps_of(gcs) == [28, 35, 40] and gcs.unknown == []
+    one, two = rows(whole[0]), rows(again[0])
+    assert two and two.keys() <= one.keys() and STEPS in two
+    for row in two:
+        np.testing.assert_allclose(float(two[row]['loss']), float(one[row]['loss']), rtol=1e-3)
+    assert json.loads((again[0] / 'figures.json').read_text())['step'] == STEPS
+    assert not (again[1] / 'samples.npz').exists() and not (again[1] / 'checkpoints').exists()

@@ -32,10 +32,8 @@ DIGITS = '--config=configs/digits.py:smoke'
 @pytest.fixture(scope='module')
 def server():
     with FakeGCS('bucket') as gcs, pytest.MonkeyPatch.context() as patch:
-        patch.setenv('STORAGE_EMULATOR_HOST', gcs.url)  # read by gcsfs and google-cloud-storage
-        patch.setenv('TENSORSTORE_GCS_HTTP_URL', gcs.url)
-        patch.setenv('NO_GCE_CHECK', 'true')  # gcsfs: no credentials of the machine
-        patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # it would ask by gRPC what kind of bucket this is
+        for name, value in gcs.variables.items():
+            patch.setenv(name, value)
         yield gcs
 
 
