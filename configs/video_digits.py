@@ -134,9 +134,10 @@ def get_config(arg: str = '') -> ConfigDict:
             'sampler': {
                 # Frames that have decided apart are brought together by noise anew at each step.
                 'solver': 'ddpm',
-                'grid': 'shifted',
+                'grid': 'shifted:shift=8',
                 'num_steps': 60,
                 'guidance': 5.0,
+                'threshold': 1.0,
                 'params': '',
                 'batch_size': 50,
                 'frame_rate': 0.0,
@@ -155,7 +156,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.training.num_steps, config.training.batch_size = 1700, 16
         config.optimizer.learning_rate, config.optimizer.adam_learning_rate = 8e-3, 1e-3
     if 'latent' in words:
-        config.dataset.num_frames = 13
+        config.dataset.num_frames, config.sampler.threshold = 13, 0.0
         first = autoencoder(config.dataset.to_dict())
         config.first_stage = ConfigDict({'config': first, 'workdir': '', 'encode': 'once', 'batch_size': 50})
         config.network = ConfigDict(DIT | {'patch_size': 1, 'temporal_patch_size': 1})

@@ -135,7 +135,7 @@ def write(out: Path, workdir: Path, rows: list[dict[str, Any]], options: argpars
         {name: value for name, value in rows[-1].items() if name != 'minutes'},
         title=f'{workdir.name} over its training',
         summary=f'{options.num_samples:,} samples of each of {len(rows)} checkpoints. Above the table: the last one.',
-        pictures={'Figures': out / 'figures.png'},
+        pictures={'Over the training': out / 'figures.png'},
         tables={'Checkpoints': [shown(row) for row in rows]},
         config={'workdir': workdir, 'sampler': options.sampler or 'as the run has it', 'seed': options.seed},
     )

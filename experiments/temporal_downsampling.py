@@ -106,8 +106,13 @@ def plot(path: Path, table: list[dict[str, Any]]) -> None:
 
 def write(out: Path, table: list[dict[str, Any]], names: list[str], options: argparse.Namespace) -> None:
     write_csv(out / 'rows.csv', table)
-    clips = np.concatenate([np.load(out / name / 'samples.npz', allow_pickle=False)['arr_0'][:SHOWN] for name in names])
-    contact_sheet(clips, np.arange(len(clips)), out / 'samples.png')
+    clips, labels = [], []
+    for letter, name in zip('abc', names, strict=True):
+        with np.load(out / name / 'samples.npz', allow_pickle=False) as kept:
+            clips.append(kept['arr_0'][:SHOWN])
+            asked = kept['labels'][:SHOWN] if 'labels' in kept else range(len(clips[-1]))
+            labels += [f'{letter} {one}' for one in asked]
+    contact_sheet(np.concatenate(clips), np.array(labels), out / 'samples.png')
     plot(out / 'figures.png', table)
     whole = json.loads((out / names[0] / 'figures.json').read_text())
     write_report(
@@ -118,9 +123,10 @@ def write(out: Path, table: list[dict[str, Any]], names: list[str], options: arg
         summary=(
             f'One U-Net three ways, each trained for {options.minutes:g} minutes; {whole["num_samples"]:,} clips of '
             'each against the test split, none selected. The figures above are those of the first row and of real '
-            'clips. In samples.png each network has its first clips, in the order of the table.'
+            f'clips. In samples.png the first {SHOWN} of each network, a, b and c in the order of the table, with the '
+            'classes that were asked for.'
         ),
-        pictures={'Figures': out / 'figures.png', 'Clips': out / 'samples.png'},
+        pictures={'Side by side': out / 'figures.png', 'Clips': out / 'samples.png'},
         tables={'Networks': [shown(row) for row in table]},
         config={'config': options.config, 'minutes': options.minutes},
     )
