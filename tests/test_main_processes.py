@@ -301,6 +301,8 @@ def test_two_processes_with_a_disk_each_and_one_bucket(whole, tmp_path):
         assert wait_for(first[0], lambda: 14 in steps_of(gcs))
         for process in first:
             process.kill()
+        for process in first:
+            process.communicate()  # dead from here on
         assert steps_of(gcs) and max(steps_of(gcs)) < STEPS
 
         again = [tmp_path / 'c', tmp_path / 'd']
