@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 GCS = ['gcsfs>=2026.10.1', 'google-cloud-storage>=3.17.1']  # the second for Orbax
+VIDEO = ['imageio-ffmpeg>=0.6.0']
 TEST = ['pytest>=9.2.0', 'pytest-xdist>=3.8.0', 'hypothesis>=6.170.15', 'ruff>=0.17.5', 'safetensors>=0.8.0']
 
 setup(
@@ -42,9 +43,9 @@ setup(
         'tqdm>=4.70.1',
     ],
     extras_require={
-        'test': TEST + GCS,
+        'test': TEST + GCS + VIDEO,
         'gcs': GCS,  # checkpoints in a bucket: training.checkpoints=gs://...
-        'video': ['imageio-ffmpeg>=0.6.0'],  # samples as MP4
+        'video': VIDEO,  # samples as MP4
         'cuda12': ['jax[cuda12]>=0.10.2'],
         'cuda13': ['jax[cuda13]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],

@@ -37,6 +37,7 @@ from diffjax.training.estimates import no_cache
 from diffjax.training.sharding import replicated
 
 WHAT = 'train', 'sample'
+CPU_SAMPLES = 32  # at once, where no number is given
 SHOWN = (
     'model',
     'what',
@@ -122,17 +123,17 @@ def sample_row(name: str, options: argparse.Namespace, peak: Peak) -> dict[str, 
         'num_steps': options.num_steps,
         'guidance': options.guidance,
     }
-    sampler |= {'batch_size': options.batch_size or config['sampler']['batch_size']}
-    experiment = open_model(config, **sampler)
-    plain = open_model(config_of(name, compute_dtype=options.dtype, attention='xla'), **sampler)
+    most = CPU_SAMPLES if jax.default_backend() == 'cpu' else config['sampler']['batch_size']
+    sampler |= {'batch_size': options.batch_size or min(most, config['sampler']['batch_size'])}
+    experiment = open_model(config, sampler=sampler)
+    plain = open_model(config_of(name, compute_dtype=options.dtype, attention='xla'), sampler=sampler)
     with no_cache():
         found = measure_sampling(experiment, plain, options.rounds, options.seconds)
-    size = sampler['batch_size']
     figures = {
         'model': name,
         'what': f'sample {found.evaluations} x {found.branches}',
-        'batch': size,
-        'examples/s': size / found.seconds.median,
+        'batch': found.batch,
+        'examples/s': found.batch / found.seconds.median,
         'step, ms': 1e3 * found.seconds.median,
         'spread': found.seconds.spread,
         'outside': found.outside,
@@ -182,7 +183,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', help=f'of {", ".join(MODELS)}; default: {LARGE}; on CPUs {SMALL}')
     parser.add_argument('--what', type=values, default=list(WHAT), help='train, sample, or both; default: both')
-    parser.add_argument('--batch_size', type=int, default=0, help="default: the config's, of training and of sampling")
+    parser.add_argument(
+        '--batch_size', type=int, default=0, help=f"default: the config's; samples on CPUs: {CPU_SAMPLES}"
+    )
     parser.add_argument('--dtype', default='', help="of large products: float32, bfloat16; default: the config's")
     parser.add_argument('--remat', default='', help="none, dots or full; default: the config's")
     parser.add_argument('--attention', default='', help="auto, xla, cudnn or splash; default: the config's")

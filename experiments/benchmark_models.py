@@ -51,10 +51,10 @@ def config_of(name: str, **network: Any) -> dict[str, Any]:
     return config | {'network': (listed.network or config['network']) | given}
 
 
-def open_model(config: dict[str, Any], batch_size: int = 0, **sampler: Any) -> Experiment:
+def open_model(config: dict[str, Any], batch_size: int = 0, sampler: dict[str, Any] | None = None) -> Experiment:
     """Its experiment, data or none. batch_size: of training; 0 is the config's own. sampler: keys of that section."""
     training = config['training'] | ({'batch_size': batch_size} if batch_size else {})
-    return build(config | {'training': training, 'sampler': config['sampler'] | sampler}, for_sampling=True)
+    return build(config | {'training': training, 'sampler': config['sampler'] | (sampler or {})}, for_sampling=True)
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -21,6 +21,7 @@ from diffjax.training.sharding import batch_sharding, replicated
 
 
 class Sampling(NamedTuple):
+    batch: int  # samples at once, as many on each device
     seconds: Seconds  # of a batch of samples
     outside: float  # the share of them that is spent outside the network
     evaluations: int
@@ -75,6 +76,7 @@ def measure_sampling(experiment: Experiment, flops_of: Experiment, rounds: int, 
     taken = {name: np.array(each) for name, each in in_turns(contestants, rounds, seconds).items()}
     plain, shapes = network_alone(flops_of, size * branches)[0], (params, times, *inputs)
     return Sampling(
+        batch=size,
         seconds=Seconds(tuple(taken['sampler'])),
         outside=float(np.median(1 - taken['alone'] / taken['sampler'])),
         evaluations=plan.num_evaluations,

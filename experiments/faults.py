@@ -1,11 +1,16 @@
-"""What a run survives, at length: kills at random points, and a long run whose memory must not grow.
+"""What a run survives, at length: kills and SIGTERM at random points, and a long run whose memory must not grow.
 
     python experiments/faults.py --kills=20 --out=runs/kills
+    python experiments/faults.py --sigterms=20 --out=runs/sigterms
     python experiments/faults.py --soak=20000 --out=runs/soak
 
 --kills trains digits twice: once undisturbed, and once killed (SIGKILL) so many times, in turn while a checkpoint is
 written, between two rows of the log, and at any moment after its start. Both must end in the same bytes of the state,
 the same rows of the log, and the same samples. Into --out go kills.csv (each kill: where it struck) and report.md.
+
+--sigterms trains digits once, and sends SIGTERM at such moments and, a quarter as often, while samples are drawn and
+measured. A run that trains must save and end with code 0, any other end by the signal, all within 20 seconds; the run
+is finished then. Into --out go sigterms.csv (each signal: when it struck, and the seconds to the end) and report.md.
 
 --soak trains so many steps with checkpoints and measures samples at the end, while the memory of the process (its own
 pages, not those of files), its open files and its threads are sampled. Over the training after a warm-up, memory must
@@ -19,10 +24,12 @@ import argparse
 import csv
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +47,15 @@ KILLED = (
     '--config.training.log_every_steps=5',
     '--config.training.checkpoint_every_steps=10',
 )
+TERMINATED = (
+    f'--config={ROOT}/configs/digits.py',
+    '--config.training.num_steps=2000',
+    '--config.training.log_every_steps=10',
+    '--config.training.checkpoint_every_steps=50',
+)
+GRACE_SECONDS = 20  # from SIGTERM to SIGKILL
 SOAKED = (f'--config={ROOT}/configs/digits.py', '--config.training.checkpoint_every_steps=500')
+DRAWING = 'drawing and measuring'  # said by a run after training
 WARM_UP = 0.1  # of the steps
 MAX_GROWTH = 0.01
 
@@ -97,17 +112,23 @@ def moments(workdir: Path, rng: random.Random) -> Iterator[Callable[[], Moment]]
         yield from (checkpoint, row, clock)
 
 
-def kill_once(process: subprocess.Popen, workdir: Path, moment: Moment, seconds: float = 600) -> dict[str, Any] | None:
-    """What the kill met; None where the run has ended before."""
+def alive_at(process: subprocess.Popen, workdir: Path, moment: Moment, seconds: float = 600) -> bool:
+    """Waits for the moment; False where the run has ended before."""
     began = time.monotonic()
     while not moment.reached():
         if process.poll() is not None:
-            return None
+            return False
         if time.monotonic() - began > seconds:
             raise Stop(f'no moment came {moment.kind} within {seconds:.0f} s: see {workdir.with_suffix(".log")}')
         time.sleep(0.0005)
     time.sleep(moment.seconds)
-    if process.poll() is not None:
+    return process.poll() is None
+
+
+def kill_once(process: subprocess.Popen, workdir: Path, moment: Moment) -> dict[str, Any] | None:
+    """What the kill met; None where the run has ended before."""
+    began = time.monotonic()
+    if not alive_at(process, workdir, moment):
         return None
     process.kill()
     process.wait()
@@ -183,6 +204,66 @@ def study_kills(num_kills: int, out: Path, words: list[str], seed: int) -> bool:
         f'killed and the run that was not {said}.',
     )
     return not different
+
+
+def terminate_once(process: subprocess.Popen, workdir: Path, moment: Moment) -> dict[str, Any] | None:
+    """What the signal met and how long the end took; None where the run has ended before."""
+    if not alive_at(process, workdir, moment):
+        return None
+    met, began = unfinished(workdir), time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10 * GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Stop(f'it still runs {10 * GRACE_SECONDS} s after SIGTERM {moment.kind}') from None
+    seconds, logged = time.monotonic() - began, rows(workdir)
+    return {
+        'moment': moment.kind,
+        'last_row': int(logged[-1]['step']) if logged else 0,
+        'checkpoint_under_way': ' '.join(sorted(met)),
+        'seconds_to_the_end': round(seconds, 3),
+        'exit_code': process.returncode,
+    }
+
+
+def drawing(workdir: Path, rng: random.Random) -> Moment:
+    """Anywhere in the seconds after training; made when the process has just been started."""
+    log = workdir.with_suffix('.log')
+    before = log.read_text().count(DRAWING)
+    return Moment('while it draws', lambda: log.read_text().count(DRAWING) > before, rng.uniform(0, 10))
+
+
+def study_sigterms(number: int, out: Path, words: list[str], seed: int) -> bool:
+    """Whether each signal ends the run in time, with what it has done saved."""
+    workdir, rng, found = out / 'run', random.Random(seed), []
+    if workdir.exists():
+        raise Stop(f'{workdir} is there already: give another --out')
+    makes = [*islice(moments(workdir, rng), number), *[lambda: drawing(workdir, rng)] * max(1, number // 4)]
+    for make in makes:
+        process = start(workdir, [*TERMINATED, *words])
+        try:
+            met = terminate_once(process, workdir, make())
+        finally:
+            process.kill()
+            process.wait()
+        if met is None:
+            raise Stop(f'the run ended after {len(found)} signals: more --config.training.num_steps make it longer')
+        found.append(met)
+        print(f'{len(found)} of {len(makes)}: {met}', flush=True)
+    finish(start(workdir, [*TERMINATED, *words]), workdir)
+    in_time = sum(met['seconds_to_the_end'] <= GRACE_SECONDS for met in found)
+    slowest = max(found, key=lambda met: met['seconds_to_the_end'])
+    codes = {code: sum(met['exit_code'] == code for met in found) for code in (0, -signal.SIGTERM)}
+    write(
+        out,
+        'sigterms',
+        found,
+        f'{len(found)} times SIGTERM (seed {seed}): {in_time} ended within {GRACE_SECONDS} s, the slowest after '
+        f'{slowest["seconds_to_the_end"]:.1f} s ({slowest["moment"]}); {codes[0]} saved and ended with 0, '
+        f'{codes[-signal.SIGTERM]} by the signal. The run was finished by the same command.',
+    )
+    saved = all(met['exit_code'] == 0 for met in found if met['moment'] in ('in a checkpoint', 'between rows'))
+    return saved and in_time == sum(codes.values()) == len(found)
 
 
 def sample(process_id: int, workdir: Path, began: float) -> dict[str, float] | None:
@@ -263,6 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--kills', type=int, help='how many times to kill')
+    what.add_argument('--sigterms', type=int, help='how many times to send SIGTERM while it trains')
     what.add_argument('--soak', type=int, help='how many steps to train')
     parser.add_argument('--out', type=Path, required=True, help='a new folder')
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
@@ -272,6 +354,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if options.kills is not None:
             kept = study_kills(options.kills, options.out, words, options.seed)
+        elif options.sigterms is not None:
+            kept = study_sigterms(options.sigterms, options.out, words, options.seed)
         else:
             kept = study_soak(options.soak, options.out, words, options.every_seconds)
     except Stop as error:

@@ -2,6 +2,7 @@
 
 import json
 
+import imageio_ffmpeg
 import jax
 import numpy as np
 import pytest
@@ -248,10 +249,9 @@ def test_an_mp4_where_it_can_be_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'diffjax\[video\]'"):
         clips.write_mp4(clips.side_by_side(CLIPS, LABELS), tmp_path / 'a.mp4')
     monkeypatch.undo()
-    ffmpeg = pytest.importorskip('imageio_ffmpeg')
     smooth = np.broadcast_to(np.linspace(0, 250, 6)[:, None, None, None, None], (6, 4, 33, 31, 1)).astype(np.uint8)
     save_samples(tmp_path / 'b', smooth.repeat(2, 0), np.arange(12), 5.0)
-    reader = ffmpeg.read_frames(str(tmp_path / 'b.mp4'))
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / 'b.mp4'))
     facts = next(reader)
     assert facts['fps'] == 5 and facts['duration'] == pytest.approx(4 / 5)
     width, height = facts['size']

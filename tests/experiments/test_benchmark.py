@@ -31,7 +31,7 @@ def rows(experiment, fast_compilation, tmp_path_factory):
 
     def in_turns(contestants, rounds, seconds):
         drawn, alone = contestants['sampler'](), contestants['alone']()
-        assert drawn.shape == (40, 8, 8, 1) and alone.shape == (80, 8, 8, 1)  # with and without its label
+        assert drawn.shape == (24, 8, 8, 1) and alone.shape == (48, 8, 8, 1)  # with and without its label
         return {'sampler': [2.0, 4.0], 'alone': [1.5, 3.6]}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -40,6 +40,7 @@ def rows(experiment, fast_compilation, tmp_path_factory):
         words = [
             '--models=smoke',
             '--remat=full',
+            '--batch_size=24',
             '--rounds=1',
             '--steps=2',
             '--num_steps=3',
@@ -50,10 +51,10 @@ def rows(experiment, fast_compilation, tmp_path_factory):
 
 def test_a_step_is_measured(rows):
     (train, _), _ = rows
-    assert (train['model'], train['what'], train['batch'], train['by']) == ('smoke', 'train', 16, 'diffjax')
-    assert train['FLOPs'] == 16 * 2 * (3 * MULTIPLY_ADDS - UNASKED) and train['remat'] == 'full'  # counted once
+    assert (train['model'], train['what'], train['batch'], train['by']) == ('smoke', 'train', 24, 'diffjax')
+    assert train['FLOPs'] == 24 * 2 * (3 * MULTIPLY_ADDS - UNASKED) and train['remat'] == 'full'  # counted once
     seconds = train['step, ms'] / 1e3
-    assert train['examples/s'] == pytest.approx(16 / seconds)
+    assert train['examples/s'] == pytest.approx(24 / seconds)
     assert train['TFLOP/s'] == pytest.approx(train['FLOPs'] / seconds / jax.device_count() / 1e12)
     assert train['MFU'] == pytest.approx(train['TFLOP/s'] / 2)
     assert 0 < train['host, ms'] <= train['waited, ms'] and train['compile, s'] > 0
@@ -64,10 +65,10 @@ def test_a_step_is_measured(rows):
 
 def test_sampling_is_measured(rows):
     (_, sample), _ = rows
-    assert sample['what'] == 'sample 3 x 2' and sample['batch'] == 40
-    assert sample['FLOPs'] == 3 * 2 * 40 * 2 * MULTIPLY_ADDS
+    assert sample['what'] == 'sample 3 x 2' and sample['batch'] == 24
+    assert sample['FLOPs'] == 3 * 2 * 24 * 2 * MULTIPLY_ADDS
     assert sample['outside'] == pytest.approx(np.median([1 - 1.5 / 2, 1 - 3.6 / 4]))
-    assert sample['examples/s'] == pytest.approx(40 / 3) and sample['step, ms'] == 3000
+    assert sample['examples/s'] == pytest.approx(24 / 3) and sample['step, ms'] == 3000
 
 
 def test_rows_are_kept(rows, experiment):
@@ -127,12 +128,12 @@ def test_the_peak_is_the_fastest_product(experiment, monkeypatch):
 def test_large_models_can_be_opened(experiment, name, millions, options):
     """Their steps have shapes, and 50 guided evaluations a plan, without data and before anything is allocated."""
     models = experiment('benchmark_models')
-    sampler = {'solver': 'unipc', 'grid': 'uniform', 'num_steps': 50, 'guidance': 4.0}
-    opened = models.open_model(models.config_of(name, compute_dtype='bfloat16', **options), 16, **sampler)
+    sampler = {'solver': 'unipc', 'grid': 'uniform', 'num_steps': 50, 'guidance': 4.0, 'batch_size': 48}
+    opened = models.open_model(models.config_of(name, compute_dtype='bfloat16', **options), 16, sampler)
     _, shapes, _ = opened.trainer().init(models.batch_shapes(opened))
     assert millions[0] < sum(a.size for a in jax.tree.leaves(shapes.params)) / 1e6 < millions[1]
     assert opened.plan().num_evaluations == 50 and opened.guidance().scale == 4
-    assert opened.training.batch_size == 16
+    assert opened.training.batch_size == 16 and opened.sampler.batch_size == 48
 
 
 def test_a_power_is_fitted(experiment):

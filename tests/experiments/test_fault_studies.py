@@ -55,13 +55,28 @@ def test_a_kill_waits_for_its_moment(faults, tmp_path):
     assert '20.orbax-checkpoint-tmp' in kill['left_unfinished'] and kill['last_row'] == 0
 
 
+def test_sigterm_is_timed_to_the_end(faults, tmp_path):
+    """A process that takes half a second to leave, and one that leaves at once."""
+    leaves = 'import signal, sys, time; signal.signal(15, lambda *a: (time.sleep(0.5), sys.exit(0))); print(); '
+    for run, code, least in ((leaves, 0, 0.5), ('print(); import time; ', -15, 0)):
+        process = subprocess.Popen([sys.executable, '-uc', run + 'time.sleep(60)'], stdout=subprocess.PIPE)
+        moment = faults.Moment('at once', lambda: bool(process.stdout.readline()), 0)  # noqa: B023
+        met = faults.terminate_once(process, tmp_path, moment)
+        assert met['exit_code'] == code and least <= met['seconds_to_the_end'] < least + 10
+        assert faults.terminate_once(process, tmp_path, faults.Moment('too late', lambda: True, 0)) is None
+        process.stdout.close()
+
+
 @pytest.mark.slow
 def test_a_short_study_of_each(faults, tmp_path):
-    """Three kills and a soak of a few hundred steps, with all that they write."""
+    """Three kills, four times SIGTERM and a soak of a few hundred steps, with all that they write."""
     with pytest.raises(SystemExit) as code:
         faults.main(['--kills=3', f'--out={tmp_path}/kills', '--config.training.num_steps=60'])
     assert code.value.code == 0 and len((tmp_path / 'kills' / 'kills.csv').read_text().splitlines()) == 4
     assert 'are the same' in (tmp_path / 'kills' / 'report.md').read_text()
+    with pytest.raises(SystemExit) as code:
+        faults.main(['--sigterms=3', f'--out={tmp_path}/sigterms', '--config.evaluation.num_samples=20'])
+    assert code.value.code == 0 and len((tmp_path / 'sigterms' / 'sigterms.csv').read_text().splitlines()) == 5
     with pytest.raises(SystemExit):
         faults.main(
             ['--soak=300', f'--out={tmp_path}/soak', '--every_seconds=0.2', '--config.evaluation.num_samples=20']
