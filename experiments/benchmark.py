@@ -1,6 +1,6 @@
 """Training steps and sampling of our configs: rate, use of the machine, memory, compilation, work of the host.
 
-    python experiments/benchmark.py                                         on a CPU, two minutes: the digits' networks
+    python experiments/benchmark.py                                         on a CPU, four minutes: the digits' networks
     python experiments/benchmark.py --models=DiT-B/2,DiT-XL/2 --what=train,sample --compare=torch --out=speed.csv
 
 What is trained is the step of `diffjax.main`, with its averages and metrics, on random bytes or latents that are copied
