@@ -46,13 +46,13 @@ def trunk(
     scan_layers: True compiles one block and runs it `depth` times, with its parameters stacked under `name`; False
         compiles `depth` blocks, with parameters under `name_0`, `name_1`, ...; 'auto' has the parameters stacked, so
         that checkpoints are the same everywhere, and runs as is best on the platform: on CPUs a scan costs a tenth of
-        a train step, elsewhere nothing but compile time matters.
+        a train step or more, elsewhere nothing but compile time matters.
     remat: one of `REMAT_POLICIES`.
     """
     if depth == 0:
         return carry
     if not scan_layers:
-        block = _remembering(block, remat)
+        block = _remembering(_apart(block), remat)
         for i in range(depth):
             carry, _ = block(**fields, name=f'{name}_{i}')(carry, *inputs)
         return carry
@@ -76,7 +76,7 @@ def trunk_with_skips(
     skips: the outputs of another such trunk, of which the last goes to the first block here; or None, for all.
     """
     if not scan_layers:
-        block, outputs = _remembering(block, remat), []
+        block, outputs = _remembering(_apart(block), remat), []
         for i in range(depth):
             skip = None if skips is None else skips[depth - 1 - i]
             carry, output = block(**fields, name=f'{name}_{i}')(carry, skip)
@@ -84,6 +84,24 @@ def trunk_with_skips(
         return carry, outputs
     layers = _scanned(block, depth, scan_layers, remat, (0,))
     return layers(**fields, name=name)(carry, jax.tree.map(lambda a: a[::-1], skips))
+
+
+def _apart(block: type[nn.Module]) -> type[nn.Module]:
+    """The block, behind which the compiler for CPUs has to finish the carry, and before which its gradient.
+
+    A residual stream's gradient is a sum over blocks, which it else computes anew, from the last block on, in the
+    kernels of each block: work that grows with the square of the depth. KEEP_BARRIERS in training/loop.py belongs here.
+    """
+    if jax.default_backend() != 'cpu':
+        return block
+
+    class Apart(block):
+        def __call__(self, carry, *inputs):
+            carry, output = super().__call__(carry, *inputs)
+            return jax.lax.optimization_barrier(carry), output
+
+    Apart.__name__, Apart.__qualname__ = block.__name__, block.__qualname__
+    return Apart
 
 
 def _remembering(block: type[nn.Module], remat: str, *, prevent_cse: bool = True) -> type[nn.Module]:
@@ -95,7 +113,7 @@ def _scanned(block: type[nn.Module], depth: int, scan_layers: bool | str, remat:
     written_out = scan_layers == 'auto' and jax.default_backend() == 'cpu'
     return nn.scan(
         # Inside a loop nothing can be shared with the forward pass anyway, and the barrier against it costs time.
-        _remembering(block, remat, prevent_cse=written_out),
+        _remembering(_apart(block) if written_out else block, remat, prevent_cse=written_out),
         variable_axes={'params': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=in_axes,

@@ -35,6 +35,7 @@ from diffjax.training.step import make_step, skipping
 log = logging.getLogger('diffjax')
 
 MAX_AHEAD = 8  # steps started and not done: the device never waits for the host, and SIGTERM for no more than these
+KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}  # on CPUs; see _apart in nets/stacking.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,7 @@ class Trainer:
             donate_argnums=0,
             in_shardings=(shardings, everywhere, batch_sharding(self.mesh)),
             out_shardings=(shardings, everywhere),
+            compiler_options=KEEP_BARRIERS if jax.default_backend() == 'cpu' else None,
         )
 
 

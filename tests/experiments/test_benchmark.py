@@ -157,6 +157,14 @@ def test_a_scanned_trunk_is_one_block_whatever_its_depth(experiment):
     assert four - three == three - two > 300
 
 
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of the compiler for CPUs')
+def test_the_step_keeps_its_blocks_apart(experiment):
+    """As it is compiled for training; what that is for: tests/training/test_training_program.py."""
+    growth = experiment('benchmark_growth')
+    network = {'hidden_size': 16, 'num_heads': 2, 'patch_size': 8, 'depth': 2, 'scan_layers': 'auto'}
+    assert 'opt-barrier' in growth.lower(growth.small_dit(8, 'float32', **network)).compile().as_text()
+
+
 @pytest.mark.parametrize('kind', ['jpeg', 'latents'])
 def test_the_input_pipeline_is_measured(experiment, monkeypatch, kind):
     data = experiment('benchmark_data')
