@@ -27,6 +27,7 @@ from diffjax.evaluation import markdown_table
 from diffjax.training.estimates import no_cache
 from diffjax.training.hlo import parse as parse_program
 
+COLUMNS = 'line', 'n', 'seconds', 'spread', 'size'
 VARIED = 'batch', 'depth', 'tokens', 'devices', 'compile'
 BASE = {'hidden_size': 96, 'depth': 4, 'num_heads': 4, 'patch_size': 4, 'scan_layers': True}
 TOKENS = {16: 8, 64: 4, 256: 2}  # of 32 x 32: the patch
@@ -135,29 +136,30 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--steps', type=int, default=5, help='in each round; default: %(default)s')
     parser.add_argument('--json', action='store_true', help='print the rows as JSON and nothing else')
-    parser.add_argument('--out', type=Path, help='a CSV to which rows are appended; a picture beside it, as PNG')
+    parser.add_argument('--out', type=Path, help='a CSV, written as rows are measured; a picture beside it, as PNG')
     options, rows = parser.parse_args(argv), []
     if unknown := [name for name in options.varied if name not in VARIED]:
         parser.error(f'--varied: unknown {", ".join(unknown)}; valid: {", ".join(VARIED)}')
     if wrong := [n for n in options.tokens if n not in TOKENS]:
         parser.error(f'--tokens: {wrong[0]} does not cut 32 x 32 latents into patches; valid: {list(TOKENS)}')
+    when = conditions()
     for varied in options.varied:
         for n in getattr(options, varied):
             try:
-                rows += measure(varied, n, options)
+                found = measure(varied, n, options)
             except ValueError as error:
                 parser.error(f'--{varied}={n}: {error}')
+            rows += found
+            if options.out:  # at once: what has been measured outlives a point that fails
+                append_rows(options.out, [when | {name: row.get(name, '') for name in COLUMNS} for row in found])
     if options.json:
         print(json.dumps(rows))
         return rows
-    when = conditions()
     print(f'{when["device"]}, jax {when["jax"]}, commit {when["commit"]}, {when["date"]}\n')
     print(f'{markdown_table(rows)}\n\n{markdown_table(slopes(rows))}')
     if options.out:
         from benchmark_plots import draw_growth
 
-        columns = 'line', 'n', 'seconds', 'spread', 'size'
-        append_rows(options.out, [when | {name: row.get(name, '') for name in columns} for row in rows])
         print(f'\n{draw_growth(options.out.with_suffix(".png"), rows, slopes(rows))}')
     return rows
 

@@ -144,6 +144,22 @@ def test_a_power_is_fitted(experiment):
     assert found['slope of seconds'] == pytest.approx(1) and found['slope of size'] == pytest.approx(0)
 
 
+def test_what_has_been_measured_outlives_a_point_that_fails(experiment, monkeypatch, tmp_path):
+    growth = experiment('benchmark_growth')
+
+    def measure(varied, n, options):
+        if n == 16:
+            raise MemoryError
+        return [{'line': varied, 'n': n, 'seconds': 0.5}]
+
+    monkeypatch.setattr(growth, 'measure', measure)
+    with pytest.raises(MemoryError):
+        growth.main(['--varied=batch', f'--out={tmp_path / "growth.csv"}'])
+    with open(tmp_path / 'growth.csv', newline='') as file:
+        (row,) = csv.DictReader(file)
+    assert (row['line'], row['n'], row['seconds'], row['size']) == ('batch', '8', '0.5', '')
+
+
 def test_a_scanned_trunk_is_one_block_whatever_its_depth(experiment):
     """Counted in the program of a training step: what it takes to compile does not grow with the depth."""
     growth = experiment('benchmark_growth')
