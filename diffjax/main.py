@@ -24,7 +24,6 @@ training.ema_snapshot_every_steps leaves snapshots, from which --mode=ema makes 
 --step afterwards; --config.sampler.params=ema/0.12 then samples and evaluates with it.
 """
 
-import ctypes
 import logging
 import os
 import sys
@@ -35,9 +34,7 @@ from absl import app
 from absl import logging as absl_logging
 
 from diffjax.command import FLAGS, config_argument, fail, parse
-
-GLIBC = 'GLIBC_TUNABLES'
-M_ARENA_MAX = -8  # of glibc's malloc.h
+from diffjax.training.heap import few_heaps
 
 
 def main(argv: list[str]) -> None:
@@ -85,19 +82,6 @@ def main(argv: list[str]) -> None:
             if not _is_ours(error):
                 raise
             fail(str(error))
-
-
-def few_heaps() -> None:
-    """Lets the C library share out memory from one heap for two cores, where it would open up to eight for each core.
-
-    Its heaps belong to threads, of which JAX and Orbax have about ninety: what one frees, others do not find, and a run
-    grows for hours. Only glibc has them, and what its environment variables say stays as it is.
-    """
-    if sys.platform != 'linux' or 'MALLOC_ARENA_MAX' in os.environ or 'arena_max' in os.environ.get(GLIBC, ''):
-        return
-    library = ctypes.CDLL(None)  # this process, in which the C library is
-    if hasattr(library, 'gnu_get_libc_version'):
-        library.mallopt(M_ARENA_MAX, max(1, (os.cpu_count() or 1) // 2))
 
 
 def keep_programs() -> None:

@@ -22,6 +22,7 @@ from diffjax.tasks import Task
 from diffjax.training.averages import Average
 from diffjax.training.checkpoints import CHECKPOINTS, Checkpoints, abstract
 from diffjax.training.flops import count_flops
+from diffjax.training.heap import give_back
 from diffjax.training.metrics import Log
 from diffjax.training.nonfinite import NonFiniteError, keep_batch, read_again
 from diffjax.training.places import check_place, place_of
@@ -220,6 +221,7 @@ def _compile(trainer: Trainer, state: TrainState, frozen: PyTree, raw: PyTree, s
     began = time.monotonic()
     compiled = traced.lower().compile()
     announce(f'compiled in {time.monotonic() - began:.1f} s')
+    give_back()
     return compiled
 
 
@@ -268,6 +270,7 @@ class _Keeper:
             self._snapshots.wait()  # whoever goes on from this checkpoint makes no earlier snapshot again
         if self._saved != step:
             notes = {'pending': self._known, 'skipped_in_a_row': self._skipped_in_a_row}
+            give_back()  # what the save before has left
             self._checkpoints.save(step, state, self._iterator, notes)
             self._saved = step
 
