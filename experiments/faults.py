@@ -14,8 +14,10 @@ is finished then. Into --out go sigterms.csv (each signal: when it struck, and t
 
 --soak trains so many steps with checkpoints and measures samples at the end, while the memory of the process (its own
 pages, not those of files), its open files and its threads are sampled. Over the training after a warm-up, memory must
-grow by less than 1 % and the number of open files not at all, by a line fitted to the samples. Into --out go soak.csv,
-soak.png and report.md.
+grow by less than 1 % and the number of open files not at all, by fitted lines. That of memory goes through the largest
+of each fortieth of the run: within a second memory swings by a tenth, as steps take and free what they compute with,
+and by what chance samples meet a line through all of them moves more than 1 %. Into --out go soak.csv, soak.png and
+report.md.
 
 Further words of the command line are handed to `python -m diffjax.main`. The exit code is 1 where a promise is broken.
 """
@@ -58,6 +60,7 @@ SOAKED = (f'--config={ROOT}/configs/digits.py', '--config.training.checkpoint_ev
 DRAWING = 'drawing and measuring'  # said by a run after training
 WARM_UP = 0.1  # of the steps
 MAX_GROWTH = 0.01
+NUM_WINDOWS = 40  # parts of a run whose peaks of memory are compared
 
 
 class Moment(NamedTuple):
@@ -293,6 +296,15 @@ def growth(samples: list[dict[str, float]], name: str) -> tuple[float, float]:
     return constant + slope * steps[0], slope * (steps[-1] - steps[0])
 
 
+def peaks(samples: list[dict[str, float]], name: str, every: float) -> list[dict[str, float]]:
+    """The largest value of each so many steps, as samples at their first steps."""
+    largest = {}
+    for each in samples:
+        begin = each['step'] // every * every
+        largest[begin] = max(each[name], largest.get(begin, -np.inf))
+    return [{'step': step, name: value} for step, value in largest.items()]
+
+
 def study_soak(num_steps: int, out: Path, words: list[str], every_seconds: float) -> bool:
     """Whether memory and open files stay as they are."""
     workdir, began, samples = out / 'run', time.monotonic(), []
@@ -311,10 +323,12 @@ def study_soak(num_steps: int, out: Path, words: list[str], every_seconds: float
     settled = [each for each in samples if WARM_UP * num_steps <= each['step'] < num_steps]
     if len({each['step'] for each in settled}) < 3:
         raise Stop(f'{len(settled)} samples after the warm-up are too few: lower --every_seconds, or more steps')
-    (memory, more_memory), (files, more_files) = growth(settled, 'memory_mb'), growth(settled, 'open_files')
+    largest = peaks(settled, 'memory_mb', num_steps / NUM_WINDOWS)
+    (memory, more_memory), (files, more_files) = growth(largest, 'memory_mb'), growth(settled, 'open_files')
     flat = more_memory < MAX_GROWTH * memory and more_files < 1
     curves = {
         'memory, relative': ([each['step'] for each in settled], [each['memory_mb'] / memory for each in settled]),
+        'its peaks': ([each['step'] for each in largest], [each['memory_mb'] / memory for each in largest]),
         'open files, relative': ([each['step'] for each in settled], [each['open_files'] / files for each in settled]),
     }
     line_plot(out / 'soak.png', curves, xlabel='step', ylabel='as a ratio to the start after warm-up')
@@ -323,7 +337,8 @@ def study_soak(num_steps: int, out: Path, words: list[str], every_seconds: float
         'soak',
         samples,
         f'{num_steps:,} steps with checkpoints and an evaluation, {len(settled)} samples after step '
-        f'{settled[0]["step"]:,}: memory {memory:,.1f} MB {more_memory:+,.2f} MB ({more_memory / memory:+.2%}), '
+        f'{settled[0]["step"]:,}: memory {memory:,.1f} MB {more_memory:+,.2f} MB ({more_memory / memory:+.2%}) by the '
+        f'peaks of {len(largest)} parts, {growth(settled, "memory_mb")[1]:+,.2f} MB by all samples; '
         f'open files {files:.1f} {more_files:+.2f}: {"flat" if flat else "NOT FLAT"}.\n\n![Samples](soak.png)',
     )
     return flat
@@ -348,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
     what.add_argument('--soak', type=int, help='how many steps to train')
     parser.add_argument('--out', type=Path, required=True, help='a new folder')
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
-    parser.add_argument('--every_seconds', type=float, default=5, help='between samples of a soak')
+    parser.add_argument('--every_seconds', type=float, default=1, help='between samples of a soak')
     options, words = parser.parse_known_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     try:

@@ -25,6 +25,21 @@ def test_growth_is_the_slope_of_the_line(faults):
     assert abs(faults.growth(flat, 'memory_mb')[1]) < 0.01 * 800 < more
 
 
+def test_peaks_tell_a_leak_from_swings(faults):
+    """What every other sample meets swings by a tenth, at random: a line through all tells less than the peaks."""
+    rng, steps = np.random.default_rng(1), range(2000, 20_000, 100)
+    swings = [450 - 45 * rng.integers(0, 2) * rng.uniform() for _ in steps]
+
+    def more(leak):
+        samples = [{'step': n, 'memory_mb': value + leak * n} for n, value in zip(steps, swings)]
+        largest = faults.peaks(samples, 'memory_mb', 500)
+        assert [each['step'] for each in largest] == list(range(2000, 20_000, 500))
+        return faults.growth(largest, 'memory_mb')[1]
+
+    assert abs(more(0)) < 0.25 * 4.5
+    assert more(0.5e-3) == pytest.approx(0.5e-3 * 17_500 + more(0), abs=0.5)
+
+
 def test_a_sample_sees_memory_and_files(faults, tmp_path):
     """50 MB and ten files more, as the system counts them."""
     before = faults.sample(os.getpid(), tmp_path, time.monotonic())
