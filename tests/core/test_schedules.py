@@ -236,6 +236,13 @@ def test_bad_settings_are_refused():
             schedules.Sigmoid(**options)
 
 
+@pytest.mark.parametrize('offset', [-1.0, np.inf])
+def test_a_refusal_is_all_that_is_said(offset, recwarn):
+    with pytest.raises(ValueError, match='betas lie between 0 and 1, got nan to nan'):
+        schedules.SquaredCos(offset=offset)
+    assert not recwarn.list
+
+
 def test_sigmoid_settings():
     """Chen 2023, Algorithm 1 with start = 0, end = 3, tau = 0.7."""
     t = np.array([0.01, 0.3, 0.5, 0.99])

@@ -40,7 +40,8 @@ class Discrete(Schedule):
             raise ValueError(f'num_timesteps is at most {MOST_TIMESTEPS}, got {self.num_timesteps}')
         if self.zero_terminal not in (True, False):
             raise ValueError(f'zero_terminal is True or False, got {self.zero_terminal!r}')
-        betas = self.betas()
+        with np.errstate(all='ignore'):  # what comes of it is looked at
+            betas = self.betas()
         if not ((betas > 0) & (betas < 1)).all():
             raise ValueError(f'betas lie between 0 and 1, got {betas.min():g} to {betas.max():g}')
 
