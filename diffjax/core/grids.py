@@ -96,7 +96,7 @@ def shifted(schedule: Schedule, num_steps: int, *, shift: float = 3.0, low: floa
     if low >= 1:
         raise ValueError(f"shifted's low lies below 1, got {low}")
     t = np.append(np.linspace(1, low, num_steps), 0.0) if low else np.linspace(1, 0, num_steps + 1)
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (1 - t + shift * t)  # the same, and 1 at t = 1 to the last digit
 
 
 def dynamic_shift(

@@ -1,6 +1,7 @@
 """Grids against the papers' formulas and published tables."""
 
 import inspect
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -113,6 +114,15 @@ def test_a_shift_down_to_a_lowest_time():
     expected = np.linspace(1, twice, 28)
     expected = np.append(3 * expected / (1 + 2 * expected), 0)
     np.testing.assert_allclose(grids.shifted(FLOW, 28, shift=3.0, low=twice), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize('shift', [1e-8, 0.0008, 3.0, 1e8])
+def test_a_shift_keeps_the_ends_to_the_last_digit(shift):
+    """Where 1 is lost in a small shift, too; between the ends against Eq. 23 in exact fractions."""
+    t = grids.shifted(FLOW, 8, shift=shift)
+    exact = [Fraction(shift) * n / (8 + (Fraction(shift) - 1) * n) for n in range(8, -1, -1)]
+    np.testing.assert_allclose(t, np.array(exact, np.float64), rtol=1e-15)
+    assert t[0] == 1 and t[-1] == 0
 
 
 @pytest.mark.parametrize(
